@@ -1,0 +1,72 @@
+"""espace: a behaviour chain declared in YAML, trained over the entire space, every probability served by name.
+
+Names are imported when they are first used, so that `import espace` and `espace --help` stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from espace import errors, testing
+    from espace.batch import Batch, Labels, Ragged
+    from espace.chain import Chain, Transition
+    from espace.experiment import Experiment
+    from espace.features import Features, FeatureSpec, Field
+    from espace.hookspecs import Register, hookimpl
+    from espace.probability import Probabilities, Scored, Term
+    from espace.runs import Run, load
+
+__version__ = "0.1.0"
+__all__ = [
+    "Batch",
+    "Chain",
+    "Experiment",
+    "FeatureSpec",
+    "Features",
+    "Field",
+    "Labels",
+    "Probabilities",
+    "Ragged",
+    "Register",
+    "Run",
+    "Scored",
+    "Term",
+    "Transition",
+    "errors",
+    "hookimpl",
+    "load",
+    "testing",
+]
+
+_HOME = {
+    "Batch": "batch",
+    "Labels": "batch",
+    "Ragged": "batch",
+    "Chain": "chain",
+    "Transition": "chain",
+    "Experiment": "experiment",
+    "FeatureSpec": "features",
+    "Features": "features",
+    "Field": "features",
+    "hookimpl": "hookspecs",
+    "Register": "hookspecs",
+    "Probabilities": "probability",
+    "Scored": "probability",
+    "Term": "probability",
+    "Run": "runs",
+    "load": "runs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"espace.{_HOME[name]}"), name)
+    if name in ("errors", "testing"):
+        return importlib.import_module(f"espace.{name}")
+    raise AttributeError(f"module 'espace' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,159 @@
+"""A batch of encoded rows. One class serves a batch, a row group and a window of row groups: they differ in rows only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from espace.chain import Chain
+
+UNKNOWN_LABEL = -1
+
+
+@dataclass(eq=False)
+class Ragged:
+    """Lists of different lengths, end to end.
+
+    values: (events,) or (events, width); offsets: (rows + 1,) int64, row i is values[offsets[i]:offsets[i + 1]];
+    weights: (events,) float32 or None.
+    """
+
+    values: Tensor
+    offsets: Tensor
+    weights: Tensor | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """Events of each row: (rows,) int64."""
+        return self.offsets.diff()
+
+    def take(self, rows: Tensor) -> Ragged:
+        """The lists of `rows`, (n,) int64, in that order."""
+        lengths = self.lengths[rows]
+        offsets = _offsets(lengths)
+        shift = torch.repeat_interleave(self.offsets[rows] - offsets[:-1], lengths)
+        events = torch.arange(int(offsets[-1]), device=shift.device) + shift
+        return Ragged(self.values[events], offsets, None if self.weights is None else self.weights[events])
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """(rows, longest, ...) with zeros in the padding, and the mask (rows, longest), true where an event is."""
+        lengths = self.lengths
+        longest = int(lengths.max()) if len(lengths) else 0
+        mask = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        out = self.values.new_zeros(*mask.shape, *self.values.shape[1:])
+        return out.masked_scatter(mask.view(*mask.shape, *[1] * (self.values.dim() - 1)), self.values), mask
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Ragged:
+        """The same lists on another device."""
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=non_blocking)
+        move = (self.values.to(device, non_blocking=non_blocking), self.offsets.to(device, non_blocking=non_blocking))
+        return Ragged(*move, weights)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Ragged]) -> Ragged:
+        """The lists of several parts, one after the other."""
+        weights = None if parts[0].weights is None else torch.cat([p.weights for p in parts if p.weights is not None])
+        return cls(torch.cat([p.values for p in parts]), _offsets(torch.cat([p.lengths for p in parts])), weights)
+
+
+@dataclass(eq=False)
+class Batch:
+    """Encoded rows.
+
+    ids: (rows, id features) int32, each feature's offset into the table of its width already added.
+    lists: sequences and bags, `{name: Ragged of int32}`, offset likewise.
+    numbers: (rows, number columns) float32.
+    labels: (rows, stages but the root) int8, -1 where not known yet.
+    weights: (rows,) float32; 0 keeps a row out of every loss and metric.
+    extras: other columns by name, (rows,), for metrics: groups, potential outcomes.
+    """
+
+    ids: Tensor
+    lists: Mapping[str, Ragged]
+    numbers: Tensor
+    labels: Tensor
+    weights: Tensor
+    extras: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def take(self, rows: Tensor) -> Batch:
+        """The rows with these positions, (n,) int64, in that order."""
+        return Batch(
+            self.ids.index_select(0, rows),
+            {name: ragged.take(rows) for name, ragged in self.lists.items()},
+            self.numbers.index_select(0, rows),
+            self.labels.index_select(0, rows),
+            self.weights.index_select(0, rows),
+            {name: column.index_select(0, rows) for name, column in self.extras.items()},
+        )
+
+    def weighted(self, weights: Tensor) -> Batch:
+        """The same rows with other weights, (rows,) float32."""
+        return replace(self, weights=weights)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same rows on another device."""
+
+        def move(t: Tensor) -> Tensor:
+            return t.to(device, non_blocking=non_blocking)
+
+        return Batch(
+            move(self.ids),
+            {name: ragged.to(device, non_blocking) for name, ragged in self.lists.items()},
+            move(self.numbers),
+            move(self.labels),
+            move(self.weights),
+            {name: move(column) for name, column in self.extras.items()},
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Batch]) -> Batch:
+        """The rows of several parts, one after the other."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        return cls(
+            torch.cat([p.ids for p in parts]),
+            {name: Ragged.cat([p.lists[name] for p in parts]) for name in first.lists},
+            torch.cat([p.numbers for p in parts]),
+            torch.cat([p.labels for p in parts]),
+            torch.cat([p.weights for p in parts]),
+            {name: torch.cat([p.extras[name] for p in parts]) for name in first.extras},
+        )
+
+
+class Labels:
+    """The labels of a batch by stage: 1, 0, or not known yet.
+
+    Args:
+        chain: the chain.
+        values: (rows, stages but the root) int8 with -1 for unknown, in the order of `chain.stages[1:]`.
+    """
+
+    def __init__(self, chain: Chain, values: Tensor) -> None:
+        self.chain = chain
+        self.values = values
+
+    def of(self, stage: str) -> Tensor:
+        """The raw label of a stage: (rows,) int8, 1, 0 or -1; all 1 for the root. Raises ChainError if unknown."""
+        self.chain.check(stage)
+        if stage == self.chain.root:
+            return self.values.new_ones(len(self.values))
+        return self.values[:, self.chain.stages.index(stage) - 1]
+
+    def happened(self, stage: str) -> Tensor:
+        """1.0 where the stage is known to have happened, else 0.0: (rows,) float32."""
+        return (self.of(stage) == 1).float()
+
+    def known(self, stage: str) -> Tensor:
+        """1.0 where the label is known, else 0.0: (rows,) float32."""
+        return (self.of(stage) >= 0).float()
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

@@ -1,0 +1,236 @@
+"""The command line: fit, check, show, evaluate, predict, list, schema. Imports of torch wait until a command needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    name="espace",
+    help="Behaviour chains in YAML, trained over the entire space; every probability served by name.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+File = Annotated[Path, typer.Argument(help="The YAML file of the experiment.", show_default=False)]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045, typer evaluates it on Python 3.10
+    typer.Argument(help="Overrides such as tower.dropout=0.1 or data.train=other.parquet.", show_default=False),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@contextmanager
+def _told(debug: bool = False) -> Iterator[None]:
+    """The user's mistakes as one message without a traceback, with the right exit code."""
+    from espace.errors import EspaceError
+
+    try:
+        yield
+    except EspaceError as error:
+        if debug:
+            raise
+        typer.secho(f"espace: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.secho("espace: interrupted", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def fit(
+    file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="The YAML file of the experiment; not needed with --resume.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    run_dir: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--run-dir", help="The run folder; by default runs/<name>/<time>.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--resume", help="Go on with this run folder from its last checkpoint.", show_default=False),
+    ] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train: audit the labels, fit, evaluate the best weights, leave a run folder.
+
+    Example: espace fit examples/esmm.yaml tower.dropout=0.1 trainer.max_epochs=2
+    """
+    with _told(debug):
+        from espace.errors import ConfigError
+        from espace.experiment import Experiment
+        from espace.report import Report
+        from espace.runs import config_file
+
+        more = list(overrides or [])
+        if file is not None and "=" in str(file) and not file.exists():
+            more, file = [str(file), *more], None
+        if file is None and resume is None:
+            raise ConfigError("fit: name a YAML file, as in espace fit examples/esmm.yaml, or --resume RUN.")
+        source = file if file is not None else config_file(resume or Path())
+        Experiment.from_yaml(source, more).fit(run_dir, resume=resume, report=Report(quiet))
+
+
+@app.command()
+def check(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Read the data once and audit it: labels, violations, leaks, unknown ids. Trains nothing.
+
+    Example: espace check examples/esmm.yaml data.train=new.parquet
+    """
+    with _told(debug):
+        from espace.experiment import Experiment
+        from espace.report import Report
+
+        Experiment.from_yaml(file, overrides or []).check(Report())
+        typer.echo("Nothing stands against training.")
+
+
+@app.command()
+def show(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Print the chain, its equations, the loss terms, the modules and a mermaid drawing. Needs no data.
+
+    Example: espace show examples/esmm.yaml tower.hidden_units=[64,32]
+    """
+    with _told(debug):
+        from espace.experiment import Experiment
+        from espace.show import describe
+
+        typer.echo(describe(Experiment.from_yaml(file, overrides or [])))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Which of data.train, data.validation, data.test to judge.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also write the metrics to this JSON file.", show_default=False),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Judge a trained run on other data, every probability in its own space.
+
+    Example: espace evaluate runs/esmm/20260101-120000 data.test=new.parquet
+    """
+    with _told(debug):
+        from espace.config import load as load_config
+        from espace.experiment import evaluate_run
+        from espace.report import Report
+        from espace.runs import config_file, load, write_results
+
+        source = config_file(run)
+        trained = load(run, checkpoint)
+        config = load_config(source, overrides or [], trained.registry)
+        found = evaluate_run(trained, config, split, Report())
+        if out is not None:
+            write_results(out.parent, {f"{split}/{k}": v for k, v in found.metrics.items()}, out.name)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder or a checkpoint file.", show_default=False)],
+    data: Annotated[str, typer.Option(help="The rows: a file, folder or glob.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
+    keep: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="A column to pass through; again for more. All by default.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    reader: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="How to read it: files (the default), parquet, csv, arrow, or a plugin's name.", show_default=False
+        ),
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Stream predictions to Parquet: p_<stage> and p_<stage>_given_<parent> beside the columns of the input, in its order.
+
+    The options of the run's reader apply, and overrides such as data.delimiter=";" or data.type=csv.
+
+    Example: espace predict runs/esmm/20260101-120000 --data new.parquet --out predictions.parquet --keep user_id
+    """
+    with _told(debug):
+        from espace.config import override
+        from espace.report import Report
+        from espace.runs import load
+
+        trained = load(run, checkpoint)
+        asked = override(trained.config, overrides or [], trained.registry).data
+        named = any(text.startswith("data.type=") for text in overrides or [])
+        kind = reader or (asked.type if named else "files")
+        options = asked.options if asked.type == kind else {}
+        source = trained.registry.get("readers", kind).factory(data, "predict", **options)
+        report, total, done = Report(quiet), sum(p.rows for p in source.pieces), 0
+        for done in trained.predict_file(source, out, keep):
+            report.progress("rows", done, total)
+        report.done_reading()
+        if not quiet:
+            typer.echo(f"{done:,} rows with {len(trained.model.chain.addresses)} probabilities: {out}")
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(
+            help="towers, sharing, links, objectives, samplers, weightings, stages, metrics, readers or features."
+        ),
+    ] = None,
+    plugin: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Also load this plugin, ./file.py or a module.", show_default=False),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """List what a YAML can name: options with defaults, one line of doc, and which package brought it.
+
+    Example: espace list towers
+    """
+    with _told(debug):
+        from espace.show import catalogue
+
+        typer.echo(catalogue(kind, plugin or []))
+
+
+@app.command()
+def schema(
+    plugin: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Also load this plugin.", show_default=False),
+    ] = None,
+) -> None:
+    """Print the JSON schema of the YAML, for editors.
+
+    Example: espace schema > espace.schema.json
+    """
+    with _told():
+        import json
+
+        from espace.config import json_schema
+        from espace.plugins import load as load_plugins
+
+        typer.echo(json.dumps(json_schema(load_plugins(plugin or [])), indent=2))
+
+
+def main() -> None:
+    """The `espace` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

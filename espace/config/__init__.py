@@ -1,0 +1,221 @@
+"""The configuration: read from a YAML file, changed by overrides, checked as a whole, written out again.
+
+All that is wrong is said at once, each with file, line and column. `yamlfile` says how scalars are read, `overrides` how
+`a.b=value` is. `${a.b}` is another value, `${oc.env:NAME,default}` text from the environment (`${oc.decode:...}` makes a
+number of it), and `???` has to be given by an override. An empty key at the top has its default.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import operator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from espace import plugins
+from espace.config import crosscheck
+from espace.config.json_schema import json_schema
+from espace.config.overrides import apply
+from espace.config.parts import Binder
+from espace.config.schema import DEFAULTS, Component, Fields
+from espace.config.validate import check
+from espace.config.yamlfile import MAX_DEPTH, MAX_NODES, Key, Problem, Source, dotted, dump, read, show
+from espace.errors import ConfigError, did_you_mean
+from espace.plugins import Registry
+
+__all__ = [
+    "Component",
+    "Config",
+    "check_monitor",
+    "json_schema",
+    "load",
+    "load_with_plugins",
+    "monitor_mode",
+    "override",
+    "save",
+]
+
+
+class Config(Fields):
+    """A checked configuration with every default written out."""
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any], registry: Registry | None = None) -> Config:
+        """Check plain values. Raises ConfigError with every problem; `Config.from_dict(config.to_dict()) == config`."""
+        try:
+            source = Source(json.loads(json.dumps(tree, ensure_ascii=False).encode()))
+        except (TypeError, UnicodeEncodeError) as error:
+            raise ConfigError(f"the configuration has to hold plain values only: {error}.") from error
+        return _assemble(source, registry or _registry_of(source))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values. A default metric that was removed is null."""
+        tree = self.model_dump(mode="json")
+        removed = {name: None for name in DEFAULTS["metrics"] if name not in self.metrics}
+        return {**tree, "metrics": {**tree["metrics"], **removed}}
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Config:
+    """Read a YAML file and change it by `a.b=value` overrides.
+
+    Without a registry, that of the plugins that the file lists. Raises ConfigError with every problem; PluginError.
+    """
+    source = _read(Path(path), overrides)
+    return _assemble(source, registry or _registry_of(source))
+
+
+def load_with_plugins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, Registry]:
+    """As `load`, with the registry of the plugins that the file lists."""
+    source = _read(Path(path), overrides)
+    registry = _registry_of(source)
+    return _assemble(source, registry), registry
+
+
+def override(config: Config, overrides: Sequence[str], registry: Registry) -> Config:
+    """A checked configuration changed by `a.b=value` overrides. Raises ConfigError with every problem."""
+    source = Source(config.to_dict())
+    apply(source, overrides)
+    return _assemble(source, registry)
+
+
+def save(config: Config, path: str | Path) -> None:
+    """Write a YAML file that `load` reads as the same configuration, every default written out."""
+    text = dump(_escaped(config.to_dict()))
+    Path(path).write_text(f"# Every default is written out. To repeat: espace fit {path}\n{text}", encoding="utf-8")
+
+
+def check_monitor(config: Config, names: Sequence[str]) -> None:
+    """Raise ConfigError unless `config.monitor` is one of the names that will be measured."""
+    if config.monitor not in names:
+        raise ConfigError(f"monitor: '{config.monitor}' is not measured.{did_you_mean(config.monitor, names)}")
+
+
+def monitor_mode(config: Config) -> Literal["min", "max"]:
+    """Whether `monitor` is better when it is lower or higher: `mode`, else max for AUC and GAUC and min for the rest."""
+    return config.mode or ("max" if config.monitor.rpartition("/")[2] in ("auc", "gauc") else "min")
+
+
+def _read(path: Path, overrides: Sequence[str]) -> Source:
+    """The tree as the file and the overrides say, references resolved, files of plugins by their full paths."""
+    source = read(path)
+    apply(source, overrides)
+    _resolve(source)
+    listed = source.tree.get("plugins")
+    if isinstance(listed, list):
+        base = path.parent.resolve()
+        source.tree["plugins"] = [str(base / p) if isinstance(p, str) and plugins.is_file(p) else p for p in listed]
+    return source
+
+
+def _registry_of(source: Source) -> Registry:
+    listed = source.tree.get("plugins")
+    return plugins.load([p for p in listed if isinstance(p, str)] if isinstance(listed, list) else [])
+
+
+def _assemble(source: Source, registry: Registry) -> Config:
+    """Bind parts, check types, check what types cannot say; refuse with all of it or return the configuration."""
+    binder = Binder(registry)
+    tree = binder.bind(source.tree)
+    config, mistyped = check(Config, tree, ())
+    found = mistyped + binder.problems
+    known = [p.key for p in source.problems if p.key]
+    whole = config or _pruned(tree, mistyped)
+    found += crosscheck.problems(whole, [*known, *(p.key for p in found)])
+    source.refuse(p for p in found if not any(p.key[: len(key)] == key for key in known))
+    assert config is not None, "there was no problem"
+    return config
+
+
+def _pruned(tree: dict[str, Any], problems: list[Problem]) -> Fields:
+    """What is left without the values that have problems, so that the rest is checked in the same go."""
+    for key in (p.key for p in problems):
+        named = tuple(itertools.takewhile(lambda step: isinstance(step, str), key))
+        holder: Any = tree
+        for step in named[:-1]:
+            holder = holder[step] if isinstance(holder, dict) and step in holder else {}
+        if isinstance(holder, dict):
+            holder.pop(named[-1], None)
+    data = tree.get("data")
+    least = {"chain": [], "data": {"train": "", **(data if isinstance(data, dict) else {})}, "features": {}}
+    config, _ = check(Fields, {**tree, **{k: v for k, v in least.items() if k == "data" or k not in tree}}, ())
+    assert config is not None, "only the chain, the features and the training data have no default"
+    return config
+
+
+def _references(value: object, key: Key) -> Iterator[tuple[Key, str]]:
+    """Every text that refers to something else."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, item in items:
+        yield from _references(item, (*key, step))
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        yield key, value
+
+
+def _resolve(source: Source) -> None:
+    """Put values in the place of references; what cannot be resolved is noted and taken out."""
+    if not any(_references(source.tree, ())):
+        return
+    from omegaconf import OmegaConf  # here, since it is slow to import and most files refer to nothing
+    from omegaconf.errors import OmegaConfBaseException
+
+    for key, text in list(_references(source.tree, ())):
+        try:
+            OmegaConf.create([text])
+        except OmegaConfBaseException as error:
+            _take_out(source, key, text, error)
+    tree, nodes = OmegaConf.create(source.tree), itertools.count()
+    for key, text in list(_references(source.tree, ())):
+        try:
+            _holder(source.tree, key)[key[-1]] = _plain(_holder(tree, key)[key[-1]], nodes)
+        except OmegaConfBaseException as error:
+            _take_out(source, key, text, error)
+
+
+def _plain(value: Any, nodes: Iterator[int], depth: int = 0) -> Any:
+    """What a reference leads to, itself resolved, as plain values. Each look-up may raise OmegaConfBaseException."""
+    from omegaconf import DictConfig, ListConfig
+    from omegaconf.errors import InterpolationResolutionError
+
+    if next(nodes) > MAX_NODES or depth > MAX_DEPTH:
+        raise InterpolationResolutionError("it leads to itself, or to too many values")
+    if isinstance(value, DictConfig):
+        return {str(name): _plain(value[name], nodes, depth + 1) for name in value}
+    if isinstance(value, ListConfig):
+        return [_plain(value[i], nodes, depth + 1) for i in range(len(value))]
+    return value
+
+
+def _holder(tree: Any, key: Key) -> Any:
+    return functools.reduce(operator.getitem, key[:-1], tree)
+
+
+def _take_out(source: Source, key: Key, text: str, error: Exception) -> None:
+    holder = _holder(source.tree, key)
+    if isinstance(holder, dict):
+        del holder[key[-1]]
+    else:
+        holder[key[-1]] = ""
+    source.problems.append(Problem(key, _why(text, key, str(error).partition("\n")[0])))
+
+
+def _why(text: str, key: Key, reason: str) -> str:
+    if text == "???":
+        return f"it has to be given. Write it in the file, or add the override {dotted(key)}=VALUE."
+    variable = re.search(r"Environment variable '(.*)' not found", reason)
+    if variable:
+        mend = f"Set it, or write ${{oc.env:{variable[1]},default}}."
+        return f"the environment has no {variable[1]}. {mend}"
+    return f"{show(text)} leads nowhere: {reason[:1].lower()}{reason[1:]}. Mend it, or write \\${{ for the characters."
+
+
+def _escaped(value: Any) -> Any:
+    """The same values, in which no text is taken for a reference when it is read again."""
+    if isinstance(value, dict):
+        return {name: _escaped(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

@@ -1,0 +1,146 @@
+"""What types cannot say: names that have to be in the chain, columns that may not meet, keys that exclude each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+
+from espace.chain import Chain
+from espace.config.schema import Fields
+from espace.config.yamlfile import Key, Problem
+from espace.errors import ChainError, did_you_mean
+
+
+def problems(config: Fields, broken: Collection[Key]) -> list[Problem]:
+    """Everything that contradicts itself; keys in `broken` have problems of their own and are not judged again."""
+    found = [*_columns(config), *_shares(config)]
+    found += [] if _within(broken, ("data", "split")) else _split(config)
+    if not (config.features or _within(broken, ("features",))):
+        found.append(Problem(("features",), "there is none. Name at least one, as in user_id: id."))
+    if _within(broken, ("chain",)):
+        return found
+    try:
+        chain = Chain.parse(config.chain)
+    except ChainError as error:
+        return [*found, _chain_problem(str(error))]
+    checks = (_labels, _stages, _towers, _potential, _violations)
+    return [*found, *(problem for check in checks for problem in check(config, chain))]
+
+
+def _within(broken: Collection[Key], key: Key) -> bool:
+    return any(k[: len(key)] == key for k in broken)
+
+
+def label_columns(config: Fields, chain: Chain) -> dict[str, str]:
+    """`{stage: its label column}`."""
+    return {stage: config.labels.get(stage, stage) for stage in chain.labelled}
+
+
+def feature_columns(config: Fields) -> dict[str, str]:
+    """`{feature: the column it reads}`."""
+    return {name: part.options.get("column") or name for name, part in config.features.items()}
+
+
+def _chain_problem(text: str) -> Problem:
+    """The text of a ChainError, at the line that it speaks of."""
+    line = re.match(r"chain(?:, line (\d+))?: ", text)
+    if line is None:
+        return Problem(("chain",), text)
+    key = ("chain", int(line[1]) - 1) if line[1] else ("chain",)
+    return Problem(key, text[line.end() :])
+
+
+def _labels(config: Fields, chain: Chain) -> Iterator[Problem]:
+    for stage in config.labels:
+        if stage == chain.root:
+            yield Problem(("labels", stage), f"every row is one '{stage}', so it has no label. Remove the line.")
+        elif stage in chain.otherwise:
+            yield Problem(("labels", stage), f"the label of '{stage}' follows from its siblings'. Remove the line.")
+        elif stage not in chain.stages:
+            yield Problem(("labels", stage), f"the chain has no such stage.{did_you_mean(stage, chain.labelled)}")
+    seen: dict[str, str] = {}
+    for stage, column in label_columns(config, chain).items():
+        if column in seen:
+            key = ("labels", stage if stage in config.labels else seen[column])
+            yield Problem(key, f"'{seen[column]}' and '{stage}' have one label column, '{column}'. Give each its own.")
+        seen.setdefault(column, stage)
+    yield from _leaks(config, {column: f"the label of '{stage}'" for column, stage in seen.items()})
+
+
+def _columns(config: Fields) -> Iterator[Problem]:
+    taken = {column: f"the potential outcome of '{name}'" for name, column in config.data.potential.items()}
+    yield from _leaks(config, taken | ({config.data.weight: "the row weight"} if config.data.weight else {}))
+    for number, name in enumerate(config.data.allow_leaks):
+        if name not in config.features:
+            yield Problem(("data", "allow_leaks", number), f"no feature '{name}'.{did_you_mean(name, config.features)}")
+
+
+def _leaks(config: Fields, taken: dict[str, str]) -> Iterator[Problem]:
+    for name, column in feature_columns(config).items():
+        if column in taken:
+            what = f"the column '{column}' is {taken[column]}, which a prediction has not seen. Remove the feature."
+            yield Problem(("features", name), what)
+
+
+def _stages(config: Fields, chain: Chain) -> Iterator[Problem]:
+    for stage in config.stages:
+        if stage not in chain.stages:
+            yield Problem(("stages", stage), f"the chain has no such stage.{did_you_mean(stage, chain.stages)}")
+
+
+def _towers(config: Fields, chain: Chain) -> Iterator[Problem]:
+    known = [*chain.stages[1:], *(t.name for t in chain.transitions)]
+    for name in config.towers:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            yield Problem(("towers", name), f"this is neither a stage that has a tower nor a transition.{hint}")
+    for transition in chain.transitions:
+        named = [child for child in transition.children if child in config.towers]
+        if len(named) > 1 and transition.name not in config.towers:
+            what = f"'{named[0]}' and '{named[1]}' are outcomes of one choice and have one tower. Keep one of them."
+            yield Problem(("towers", named[1]), what)
+
+
+def _potential(config: Fields, chain: Chain) -> Iterator[Problem]:
+    for name in config.data.potential:
+        if name not in chain.addresses:
+            hint = did_you_mean(name, chain.addresses)
+            yield Problem(("data", "potential", name), f"the chain has no such probability.{hint}")
+
+
+def _violations(config: Fields, chain: Chain) -> Iterator[Problem]:
+    several = [s for s in chain.stages if len(chain.parents(s)) > 1]
+    if config.data.violations == "promote" and several:
+        parents = _listed(chain.parents(several[0]))
+        what = f"'promote' says that the parent of a stage happened, but '{several[0]}' has several, {parents}."
+        yield Problem(("data", "violations"), f"{what} Choose error, drop or zero.")
+
+
+def _split(config: Fields) -> Iterator[Problem]:
+    split, key = config.data.split, ("data", "split")
+    if split is None:
+        return
+    if config.data.validation is not None:
+        yield Problem(key, "split and validation both say which rows are held out. Remove one of them.")
+    timed = [name for name in ("by", "train_until", "validation_until") if getattr(split, name) is not None]
+    if split.share is not None and timed:
+        yield Problem(key, f"share draws rows at random, {timed[0]} takes the later ones. Remove one of them.")
+    elif split.share is None and not {"by", "train_until"} <= {*timed}:
+        yield Problem(key, "it is not complete. Write share: 0.1, or by: a column and train_until: a value of it.")
+
+
+def _shares(config: Fields) -> Iterator[Problem]:
+    for name, part in config.features.items():
+        other = part.options.get("share")
+        if not isinstance(other, str):
+            continue
+        if other not in config.features or other == name:
+            hint = did_you_mean(other, [n for n in config.features if n != name])
+            yield Problem(("features", name, "share"), f"there is no other feature '{other}'.{hint}")
+        elif isinstance(owner := config.features[other].options.get("share"), str):
+            what = f"'{other}' itself shares the table of '{owner}'. Write share: {owner}."
+            yield Problem(("features", name, "share"), what)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(f"'{n}'" for n in names)

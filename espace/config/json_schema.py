@@ -1,0 +1,71 @@
+"""The JSON schema of the YAML, for editors: they complete keys, names of parts and options, and mark what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from espace.config.parts import entries_of
+from espace.config.schema import DATA_KEYS, DEFAULTS, NAMED_PARTS, PARTS, Fields
+from espace.config.validate import options_model
+from espace.plugins import Entry, Registry
+
+Json = dict[str, Any]
+
+
+def json_schema(registry: Registry) -> Json:
+    """The schema, with the options of every part that `registry` has."""
+    schema = Fields.model_json_schema()
+    shared: Json = schema["$defs"]
+    kinds = dict.fromkeys([*PARTS.values(), *NAMED_PARTS.values()])
+    shared |= {kind: {"oneOf": _choices(kind, registry, shared)} for kind in kinds}
+    properties = schema["properties"]
+    properties |= {key: _of(kind) for key, kind in PARTS.items()}
+    properties |= {key: _by_name(kind, removable=key in DEFAULTS) for key, kind in NAMED_PARTS.items()}
+    properties["chain"] = {"anyOf": [{"type": "string"}, properties["chain"]], "title": "Chain"}
+    shared["Data"] = {"oneOf": [_data(shared["Data"], e, shared) for e in entries_of("readers", registry).values()]}
+    del shared["Component"]
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "An experiment of espace"}
+    return {**schema, **head, "required": ["chain", "data", "features"]}
+
+
+def _of(kind: str) -> Json:
+    return {"$ref": f"#/$defs/{kind}"}
+
+
+def _by_name(kind: str, removable: bool) -> Json:
+    return {
+        "type": "object",
+        "additionalProperties": {"anyOf": [_of(kind), {"type": "null"}]} if removable else _of(kind),
+    }
+
+
+def _choices(kind: str, registry: Registry, shared: Json) -> list[Json]:
+    """The bare names of the parts that need no option, then each part as a mapping."""
+    entries = entries_of(kind, registry).values()
+    bare = [entry.name for entry in entries if not any(o.required for o in entry.options)]
+    return [{"type": "string", "enum": bare}, *(_mapping(entry, shared) for entry in entries)]
+
+
+def _mapping(entry: Entry, shared: Json) -> Json:
+    options = _options(entry, shared)
+    properties = {"type": {"const": entry.name}, **options.get("properties", {})}
+    text = {"description": entry.summary} if entry.summary else {}
+    required = ["type", *options.get("required", [])]
+    return {"type": "object", **text, "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _options(entry: Entry, shared: Json) -> Json:
+    """The schema of the options alone; types that they name go to the shared ones."""
+    schema = options_model(entry).model_json_schema()
+    shared |= schema.pop("$defs", {})
+    return schema
+
+
+def _data(closed: Json, entry: Entry, shared: Json) -> Json:
+    """`data` for one reader: its options stand beside the other keys; `type` may be left out for files."""
+    options = _options(entry, shared)
+    own = {key: closed["properties"][key] for key in DATA_KEYS}
+    default = own["type"]["default"]
+    required = ["train", *options.get("required", []), *([] if entry.name == default else ["type"])]
+    properties = {**own, **options.get("properties", {}), "type": {"const": entry.name}}
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

@@ -1,0 +1,113 @@
+"""The parts of a configuration, each bound to the signature of the factory that its type names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from espace.config.schema import DATA_KEYS, DEFAULTS, NAMED_PARTS, PARTS
+from espace.config.validate import bind
+from espace.config.yamlfile import Key, Problem, show
+from espace.errors import PluginError, did_you_mean
+from espace.plugins import Entry, Registry, one
+
+
+@cache
+def feature_entries() -> dict[str, Entry]:
+    """The kinds of features, as entries."""
+    from espace.data.columns import FEATURE_TYPES
+
+    return {name: Entry("features", name, factory, "espace") for name, factory in FEATURE_TYPES.items()}
+
+
+def entries_of(kind: str, registry: Registry) -> dict[str, Entry]:
+    """Every entry of a kind by name; features are a kind here."""
+    return feature_entries() if kind == "features" else {e.name: e for e in registry.entries(kind)}
+
+
+class Binder:
+    """Turns a tree as it was written into one in the shape of `schema.Fields`; gathers problems on the way."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.problems: list[Problem] = []
+
+    def bind(self, written: Mapping[str, Any]) -> dict[str, Any]:
+        """The tree with every part as `{type, options}`, defaults written out. Problematic options are left out."""
+        tree = {key: value for key, value in written.items() if value is not None}
+        if isinstance(tree.get("chain"), str):
+            tree["chain"] = [line.strip() for line in tree["chain"].splitlines() if line.strip()]
+        for key, kind in PARTS.items():
+            tree[key] = self._part(tree.get(key, DEFAULTS[key]), kind, (key,))
+        for key, kind in NAMED_PARTS.items():
+            if key in tree or key in DEFAULTS:
+                tree[key] = self._named(tree.get(key, {}), kind, key)
+        if isinstance(tree.get("data"), dict):
+            tree["data"] = self._data(tree["data"])
+        return tree
+
+    def _named(self, written: object, kind: str, key: str) -> dict[str, Any]:
+        if not isinstance(written, dict):
+            self._refuse((key,), f"{show(written)} is not a mapping. Write each under a name of its own.")
+            written = {}
+        defaults = DEFAULTS.get(key, {})
+        parts = {**defaults, **written}
+        for name in [n for n, part in parts.items() if part is None and (n in defaults or key in DEFAULTS)]:
+            if name not in defaults:
+                self._refuse((key, name), f"there is none of this name to remove.{did_you_mean(name, defaults)}")
+            del parts[name]
+        return {name: self._part(part, kind, (key, name)) for name, part in parts.items()}
+
+    def _part(self, written: object, kind: str, key: Key) -> dict[str, Any]:
+        node = {"type": written} if isinstance(written, str) else written
+        if not isinstance(node, dict) or not isinstance(node.get("type"), str):
+            self._refuse_shape(node, kind, key)
+            return {"type": ""}
+        options = {name: value for name, value in node.items() if name != "type"}
+        entry = self._entry(kind, node["type"], (*key, "type") if isinstance(written, dict) else key)
+        if entry is not None:
+            options, problems = bind(entry, options, key)
+            self.problems += problems
+        return {"type": node["type"], "options": options}
+
+    def _refuse_shape(self, node: object, kind: str, key: Key) -> None:
+        known = ", ".join(sorted(entries_of(kind, self.registry)))
+        if isinstance(node, dict):
+            near = [name for name in node if name != "type" and did_you_mean(name, ["type"]).startswith(" Did")]
+            self.problems += [Problem((*key, name), "there is no such key. Did you mean 'type'?") for name in near]
+            self._refuse((*key, "type"), f"this is missing. It has to be the name of a {one(kind)}: {known}.")
+        else:
+            what = f"{show(node)} is neither the name of a {one(kind)} nor a mapping with its type."
+            self._refuse(key, f"{what} Known: {known}.")
+
+    def _data(self, written: dict[str, Any]) -> dict[str, Any]:
+        closed = {key: value for key, value in written.items() if key in DATA_KEYS}
+        rest = {key: value for key, value in written.items() if key not in DATA_KEYS}
+        kind = closed.get("type", "files")
+        entry = self._entry("readers", kind, ("data", "type")) if isinstance(kind, str) else None
+        if entry is None:
+            return closed
+        clash = {o.name for o in entry.options} & set(DATA_KEYS)
+        if clash:
+            raise PluginError(
+                f"reader '{kind}' has an option '{min(clash)}', a key of data. Its author has to rename it."
+            )
+        options, problems = bind(entry, rest, ("data",), also=DATA_KEYS)
+        self.problems += problems
+        return {**closed, "options": options}
+
+    def _entry(self, kind: str, name: str, key: Key) -> Entry | None:
+        try:
+            if kind != "features":
+                return self.registry.get(kind, name)
+        except PluginError as error:
+            self._refuse(key, str(error))
+            return None
+        entries = feature_entries()
+        if name not in entries:
+            self._refuse(key, f"there is no kind of feature '{name}'.{did_you_mean(name, entries)}")
+        return entries.get(name)
+
+    def _refuse(self, key: Key, text: str) -> None:
+        self.problems.append(Problem(key, text))

@@ -1,0 +1,135 @@
+"""The keys of the YAML, with their types and defaults."""
+# ruff: noqa: RUF012, pydantic gives every instance a default of its own
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from annotated_types import Ge, Gt, Lt
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
+from espace.config.validate import Section
+
+Rows: TypeAlias = str | int | list[str]  # a path, a number of rows to simulate, several paths
+Moment: TypeAlias = str | int | float
+Count: TypeAlias = Annotated[int, Gt(0)]
+Positive: TypeAlias = Annotated[float, Gt(0)]
+NotNegative: TypeAlias = Annotated[float, Ge(0)]
+
+PARTS = {  # key: kind
+    "sharing": "sharing",
+    "link": "links",
+    "tower": "towers",
+    "objective": "objectives",
+    "sampler": "samplers",
+    "weighting": "weightings",
+}
+NAMED_PARTS = {"features": "features", "towers": "towers", "metrics": "metrics"}  # key: kind, one part for each name
+DEFAULTS: dict[str, Any] = {
+    "sharing": "separate",
+    "link": "none",
+    "tower": "mlp",
+    "objective": "entire_space",
+    "sampler": "none",
+    "weighting": "fixed",
+    "metrics": {name: name for name in ("auc", "log_loss", "calibration", "count")},
+}
+
+
+class Component(Section):
+    """One part: the name it is registered by, and every option, as plain values. `validate.typed` gives their types."""
+
+    type: str
+    options: dict[str, Any] = {}
+
+    @model_serializer
+    def _inline(self) -> dict[str, Any]:
+        return {"type": self.type, **self.options}
+
+
+class Stage(Section):
+    """What is said about one stage."""
+
+    weight: NotNegative = 1.0
+
+
+class Split(Section):
+    """Validation rows taken out of the training rows: a random share of them, or those that come later."""
+
+    share: Annotated[float, Gt(0), Lt(1)] | None = None
+    by: str | None = None
+    train_until: Moment | None = None
+    validation_until: Moment | None = None
+
+
+class Data(Section):
+    """Where rows come from. `options` are those of the reader, which the YAML has beside the other keys."""
+
+    type: str = "files"
+    train: Rows
+    validation: Rows | None = None
+    test: Rows | None = None
+    split: Split | None = None
+    weight: str | None = None
+    batch_size: Count = 1024
+    shuffle: bool = True
+    shuffle_rows: Count = 262_144
+    violations: Literal["error", "drop", "zero", "promote"] = "error"
+    allow_leaks: list[str] = []
+    potential: dict[str, str] = {}
+    workers: Annotated[int, Ge(0)] = 0
+    options: dict[str, Any] = {}
+
+    @model_serializer(mode="wrap")
+    def _inline(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree = handler(self)
+        options: dict[str, Any] = tree.pop("options")
+        return {**tree, **options}
+
+
+DATA_KEYS = tuple(name for name in Data.model_fields if name != "options")
+
+
+class Embedding(Section):
+    """The tables of id features."""
+
+    dim: Count = 18
+    shared: bool = True
+    std: Positive = 0.01
+
+
+class Optimizer(Section):
+    """Adam: lazy for tables, ordinary for the rest."""
+
+    lr: Positive = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+
+
+class Fields(Section):
+    """The whole of it, part for part."""
+
+    name: str | None = None
+    chain: list[str]
+    labels: dict[str, str] = {}
+    stages: dict[str, Stage] = {}
+    data: Data
+    features: dict[str, Component]
+    embedding: Embedding = Embedding()
+    sharing: Component
+    link: Component
+    tower: Component
+    towers: dict[str, Component] = {}
+    objective: Component
+    sampler: Component
+    weighting: Component
+    metrics: dict[str, Component]
+    optimizer: Optimizer = Optimizer()
+    trainer: dict[str, Any] = {}
+    monitor: str = "val/loss"
+    mode: Literal["min", "max"] | None = None
+    patience: Count | None = None
+    checkpoint_every: Count | None = None
+    seed: int = 0
+    plugins: list[str] = []

@@ -1,0 +1,108 @@
+"""What is wrong, or looks wrong, with the labels and features of a part: errors stop a run, warnings are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from espace.chain import Chain
+from espace.data.labels import Policy
+from espace.data.scan import Scan
+from espace.data.split import Part
+
+_LEAK = 0.99
+_UNKNOWN = 0.2
+
+
+def errors(
+    part: Part, scan: Scan, chain: Chain, labels: Mapping[str, str], policy: Policy, allow: Collection[str]
+) -> list[str]:
+    """Every reason not to train on this part; training stops with all of them."""
+    found = [] if scan.tally.kept else [_nothing_left(part, scan)]
+    if scan.weight == 0 and scan.tally.kept:
+        found.append(
+            f"{part.name}: the weights of all {scan.tally.rows:,} rows are 0, so no row counts. Check data.weight."
+        )
+    if policy == "error":
+        found += [_violation(part, scan, chain, name, rows) for name, rows in scan.tally.violations.items() if rows]
+    elif scan.tally.broken and policy != "drop":
+        found.append(
+            f"{part.name}: {scan.tally.broken:,} rows contradict the chain in a way that data.violations: {policy} cannot"
+            " mend. Fix the labels, or set data.violations: drop."
+        )
+    if part.name != "train":
+        return found
+    return found + _never(part, scan, chain, labels) + _leaks(scan, allow)
+
+
+def _nothing_left(part: Part, scan: Scan) -> str:
+    if scan.tally.rows:
+        return f"{part.name}: all {scan.tally.rows:,} rows contradict the chain, so drop leaves none. Check the labels."
+    rows, source = sum(p.rows for p in part.reader.pieces), part.reader.pieces[0].source
+    return f"{part.name}: none of the {rows:,} rows of {source} {part.keep}. Change data.split."
+
+
+def _violation(part: Part, scan: Scan, chain: Chain, name: str, rows: int) -> str:
+    places = "; ".join(scan.tally.examples[name])
+    of = f"{part.name}: {rows:,} of {scan.tally.rows:,} rows"
+    mend = "Fix the labels, or set data.violations: drop."
+    if name not in chain.stages:
+        outcomes = next(t.outcomes for t in chain.transitions if t.name == name)
+        return (
+            f"{of} have more than one of {', '.join(outcomes)}, but in this chain they exclude each other (such as {places})."
+            f" Fix the labels, declare independent transitions, or set data.violations: drop."
+        )
+    parents = chain.parents(name)
+    return (
+        f"{of} have {name} = 1 but {' and '.join(f'{p} = 0' for p in parents)}; in this chain {name} follows"
+        f" {' or '.join(parents)} (such as {places}). {mend}"
+    )
+
+
+def _never(part: Part, scan: Scan, chain: Chain, labels: Mapping[str, str]) -> list[str]:
+    return [
+        f"{part.name}: the label of '{stage}', column '{labels[stage]}', is never 1 in {scan.tally.stages[stage].known:,} known"
+        f" rows, so P({stage}) cannot be learnt. Check the column, or take '{stage}' out of the chain."
+        for stage in chain.labelled
+        if scan.tally.kept and not scan.tally.stages[stage].positives
+    ]
+
+
+def _leaks(scan: Scan, allow: Collection[str]) -> list[str]:
+    return [
+        f"features.{name}: alone it tells '{stage}' with an AUC of {auc:.4f}, so it is most likely a copy of the label or made"
+        f" from it. Remove the feature, or list it in data.allow_leaks if it is known before the impression."
+        for name, (stage, auc) in scan.leaks.items()
+        if auc > _LEAK and name not in allow
+    ]
+
+
+def warnings(part: Part, scan: Scan, chain: Chain) -> list[str]:
+    """What a user should know before trusting a run."""
+    found = [
+        f"{part.name}: the labels of '{pair.replace('=', chr(39) + ' and ' + chr(39))}' never differ in {scan.tally.kept:,} rows."
+        " Is one a copy of the other?"
+        for pair, rows in scan.tally.differ.items()
+        if rows == 0 and scan.tally.kept
+    ]
+    found += [
+        f"{part.name}: '{stage}' is 1 in all {tally.known:,} known rows. Are the rows without it missing from the data?"
+        for stage, tally in scan.tally.stages.items()
+        if tally.positives == tally.known > 0
+    ]
+    found += [
+        f"{part.name}: {share:.0%} of the values of '{name}' were not seen in training; they share one 'unknown' vector."
+        for name, share in scan.unknown.items()
+        if share > _UNKNOWN
+    ]
+    found += [
+        f"{part.name}: '{name}' is missing or not finite in {missing:,} of {rows:,} rows; there it counts as missing."
+        for name, (missing, rows) in scan.missing.items()
+        if missing
+    ]
+    if part.name != "train":
+        found += [
+            f"{part.name}: '{stage}' never happens in {tally.known:,} known rows, so its AUC is undefined."
+            for stage, tally in scan.tally.stages.items()
+            if not tally.positives
+        ]
+    return found

@@ -1,0 +1,172 @@
+"""What is made once from the user's files and kept between runs: content digests, and tables turned into Parquet."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+from weakref import WeakSet
+
+import pyarrow.fs
+
+from espace.errors import DataError
+
+_GIB = 1024**3
+_DEFAULT_GIB = 20.0
+_REMEMBERED = 10_000  # digests kept in fingerprints.json, the newest
+_STALE_SECONDS = 24 * 3600  # a temporary file this old belongs to a process that was killed
+
+
+def folder() -> Path:
+    """The cache folder: $ESPACE_CACHE, else $XDG_CACHE_HOME/espace, else ~/.cache/espace. It is made when missing.
+
+    Raises DataError when it cannot be made.
+    """
+    path = _chosen()
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def fingerprint(filesystem: Any, path: str, size: int, mtime: int | str | None) -> str:
+    """A digest (32 hex digits) of a file: of its content when local, else of (uri, size in bytes, mtime).
+
+    The digest of a local file is remembered under (real path, size, mtime in ns), so that it is computed once.
+    """
+    if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        return digest(f"{filesystem.type_name}://{path}", size, mtime)
+    key, known = f"{os.path.realpath(path)}|{size}|{mtime}", _remembered()
+    if key not in known:
+        known[key] = _content(path)
+        _remember(known)
+    return known[key]
+
+
+def digest(*parts: object) -> str:
+    """blake2b over the texts of `parts`, as 32 hex digits."""
+    return hashlib.blake2b("\x00".join(map(str, parts)).encode(), digest_size=16).hexdigest()
+
+
+class Kept:
+    """A place for one converted table in the cache. While this object lives, its process never removes the file."""
+
+    def __init__(self, key: str, root: Path | None = None) -> None:
+        self.key, self.root = key, root or folder()
+        self.path = self.root / "tables" / f"{key}.parquet"
+        _held.add(self)
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[str, Path]]:
+        return Kept, (self.key, self.root)
+
+    def filled(self, write: Callable[[Path], None]) -> Path:
+        """The path of the file; `write(temporary path)` makes it first when it is not there, all of it or nothing.
+
+        Raises DataError when the cache cannot be written, and whatever `write` raises.
+        """
+        if self.path.exists():
+            with contextlib.suppress(OSError):  # the cache may belong to someone else
+                os.utime(self.path)
+        else:
+            self._make(write)
+            _shrink(self.path.parent)
+        return self.path
+
+    def _make(self, write: Callable[[Path], None]) -> None:
+        temporary = self.path.with_name(f".{self.key}.{token_hex(8)}.tmp")  # no two hosts may share it
+        with _writing(self.root), _removed(temporary):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            _flush(temporary)
+            os.replace(temporary, self.path)
+
+
+_held: WeakSet[Kept] = WeakSet()
+
+
+def _chosen() -> Path:
+    if named := os.environ.get("ESPACE_CACHE"):
+        return Path(named).expanduser().absolute()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).absolute() / "espace"
+    try:
+        return Path.home() / ".cache" / "espace"
+    except RuntimeError:
+        raise DataError("~/.cache/espace: there is no home folder. Set ESPACE_CACHE to a folder.") from None
+
+
+@contextlib.contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"{root}: the cache folder cannot be written: {error.strerror or error}."
+        raise DataError(f"{message} Set ESPACE_CACHE to a folder with room to write.") from error
+
+
+@contextlib.contextmanager
+def _removed(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _content(path: str) -> str:
+    hashed = hashlib.blake2b(digest_size=16)
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def _remembered() -> dict[str, str]:
+    try:
+        known = json.loads((folder() / "fingerprints.json").read_text())
+    except (OSError, ValueError, DataError):  # missing, cut off, or no cache folder: compute again
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(known: dict[str, str]) -> None:
+    newest = dict(list(known.items())[-_REMEMBERED:])
+    with contextlib.suppress(OSError, DataError):  # a cache that cannot be written costs time, not the run
+        temporary = folder() / f".fingerprints.{token_hex(8)}.tmp"
+        temporary.write_text(json.dumps(newest, indent=0))
+        os.replace(temporary, folder() / "fingerprints.json")
+
+
+def _limit() -> float:
+    text = os.environ.get("ESPACE_CACHE_GIB", str(_DEFAULT_GIB))
+    try:
+        return float(text) * _GIB
+    except ValueError:
+        raise DataError(f"ESPACE_CACHE_GIB: '{text}' is not a number. Set it to a size in GiB, such as 20.") from None
+
+
+def _shrink(tables: Path) -> None:
+    """Remove the tables used longest ago until the rest fits the bound, and what killed processes left behind."""
+    held = {kept.path for kept in _held}
+    files = sorted(_files(tables), key=lambda found: found[1].st_mtime)
+    excess = sum(stat.st_size for _, stat in files) - _limit()
+    for path, stat in files:
+        stale = path.suffix == ".tmp" and time.time() - stat.st_mtime > _STALE_SECONDS
+        if stale or (excess > 0 and path.suffix == ".parquet" and path not in held):
+            path.unlink(missing_ok=True)
+            excess -= stat.st_size
+
+
+def _files(tables: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in tables.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it at the same time
+            yield path, path.stat()

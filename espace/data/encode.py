@@ -1,0 +1,265 @@
+"""From Arrow columns to a `Batch`: ids with their table offsets, lists, numbers, labels, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from espace.batch import Batch, Ragged
+from espace.chain import Chain
+from espace.data.columns import (
+    Bag,
+    Feature,
+    Id,
+    Number,
+    Vector,
+    column_of,
+    is_categorical,
+    is_list,
+    table_of,
+)
+from espace.data.columns import Sequence as History
+from espace.data.labels import Policy, resolve
+from espace.data.lists import offsets_of, truncated
+from espace.data.table import LARGEST, Columns, Extra
+from espace.data.vocabulary import FIRST, NULL, UNKNOWN, Vocabulary, hash_rows
+from espace.errors import DataError, EspaceError
+
+
+@dataclass(frozen=True)
+class NumberStats:
+    """What a number feature learnt from the training rows: its moments, and its bucket edges if it has buckets."""
+
+    mean: float = 0.0
+    deviation: float = 1.0
+    edges: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one vocabulary lies: the table of its width, and its first row in it."""
+
+    width: int
+    offset: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All vocabularies in one table per width: `slots[name of the table's feature]`, `rows[width]`."""
+
+    slots: Mapping[str, Slot]
+    rows: Mapping[int, int]
+
+
+def ordered_ids(features: Sequence[Feature], dim: int) -> list[Feature]:
+    """The features with one id a row, in the order of the columns of `Batch.ids`: by width, else as written."""
+    single = [f for f in features if is_categorical(f) and not is_list(f)]
+    return sorted(single, key=lambda f: width_of(f, features, dim))
+
+
+def width_of(feature: Feature, features: Sequence[Feature], dim: int) -> int:
+    """The embedding width of a categorical feature: that of the feature whose table it uses, else `dim`."""
+    owner = next(f for f in features if f.name == table_of(feature))
+    return getattr(owner, "dim", None) or dim
+
+
+class Encoder:
+    """Everything needed to turn a table into a batch; it travels inside the model artefact.
+
+    Args:
+        features: the features, checked: `share` names one of them.
+        chain: the chain.
+        labels: `{stage: column}` for `chain.labelled`.
+        dim: the default embedding width.
+        weight: the column of row weights.
+        extras: `{column: "key" or "value"}`, other columns that metrics want.
+        policy: what to do with labels that contradict the chain.
+        tables: `{table: Vocabulary, or the number of hash buckets}`.
+        numbers: `{number feature: its statistics}`.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        chain: Chain,
+        labels: Mapping[str, str],
+        *,
+        dim: int,
+        weight: str | None = None,
+        extras: Mapping[str, Extra] | None = None,
+        policy: Policy = "error",
+        tables: Mapping[str, Vocabulary | int],
+        numbers: Mapping[str, NumberStats],
+    ) -> None:
+        self.features = list(features)
+        self.chain = chain
+        self.labels = dict(labels)
+        self.dim = dim
+        self.weight = weight
+        self.extras = dict(extras or {})
+        self.policy = policy
+        self.tables = dict(tables)
+        self.numbers = dict(numbers)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Rows and offsets of every table."""
+        slots: dict[str, Slot] = {}
+        rows: dict[int, int] = {}
+        for feature in self.features:
+            name = table_of(feature)
+            if not is_categorical(feature) or name in slots:
+                continue
+            width, table = width_of(feature, self.features, self.dim), self.tables[name]
+            size = table.rows if isinstance(table, Vocabulary) else FIRST + table
+            slots[name] = Slot(width, rows.get(width, 0), size)
+            rows[width] = rows.get(width, 0) + size
+        too_big = {w: n for w, n in rows.items() if n > np.iinfo(np.int32).max}
+        if too_big:
+            raise EspaceError(
+                f"embedding: the table of width {min(too_big)} has more than 2**31 rows. Raise min_count."
+            )
+        return Layout(slots, rows)
+
+    @cached_property
+    def ids(self) -> list[Feature]:
+        """The features in the order of the columns of `Batch.ids`."""
+        return ordered_ids(self.features, self.dim)
+
+    def columns(self, labels: bool = True) -> list[str]:
+        """The columns to read, each once; without labels, weights and extras when only predictions are wanted."""
+        wanted = [column_of(f) for f in self.features] + [
+            f.weights for f in self.features if isinstance(f, Bag) and f.weights
+        ]
+        if labels:
+            wanted += [*self.labels.values(), *([self.weight] if self.weight else []), *self.extras]
+        return list(dict.fromkeys(wanted))
+
+    def encode(self, table: pa.Table, where: str, labels: bool = True, first: int = 0) -> Batch:
+        """The rows of `table`, which is `where` from its row `first`.
+
+        Raises DataError naming the place, the column and the value that cannot be encoded.
+        """
+        rows = table.num_rows
+        get = Columns(table, where, np.arange(first, first + rows))
+        ids = [self._id(f, get) for f in self.ids]
+        lists = {f.name: self._list(f, get) for f in self.features if isinstance(f, History | Bag)}
+        numbers = [self._numbers(f, get, rows) for f in self.features]
+        numbers = [block for block in numbers if block.shape[1]]
+        values, broken = self._labels(get, rows, labels)
+        batch = Batch(
+            torch.from_numpy(np.stack(ids, axis=1) if ids else np.empty((rows, 0), np.int32)),
+            lists,
+            torch.from_numpy(np.concatenate(numbers, axis=1) if numbers else np.empty((rows, 0), np.float32)),
+            torch.from_numpy(values),
+            torch.from_numpy(self._weights(get, rows, labels)),
+            {c: torch.from_numpy(get.extra(c, kind)) for c, kind in self.extras.items()} if labels else {},
+        )
+        return batch.take(torch.from_numpy(np.flatnonzero(~broken))) if broken.any() else batch
+
+    def _id(self, feature: Feature, get: Columns) -> NDArray[np.int32]:
+        if not isinstance(feature, Number):
+            return self._rows_of(feature, get.categories(column_of(feature)))
+        numbers = transformed(get.numbers(column_of(feature)), feature.log1p)
+        return _bucket(numbers, self.numbers[feature.name].edges) + np.int32(self.layout.slots[feature.name].offset)
+
+    def _rows_of(self, feature: Feature, values: pa.Array) -> NDArray[np.int32]:
+        """Rows of the fused table for canonical values."""
+        name = table_of(feature)
+        table = self.tables[name]
+        rows = table.encode(values) if isinstance(table, Vocabulary) else hash_rows(values, name, table)
+        return rows + np.int32(self.layout.slots[name].offset)
+
+    def _list(self, feature: History | Bag, get: Columns) -> Ragged:
+        column = column_of(feature)
+        values, lengths = get.list_categories(column, feature.separator)
+        rows = self._rows_of(feature, values)
+        weights = None
+        if isinstance(feature, Bag) and feature.weights:
+            weights = get.list_weights(feature.weights, feature.separator, lengths, column)
+        if isinstance(feature, History) and len(lengths) and lengths.max() > feature.max_length:
+            stay, lengths = truncated(lengths, feature.max_length, feature.keep)
+            rows = rows[stay]
+        return Ragged(
+            torch.from_numpy(rows),
+            torch.from_numpy(offsets_of(lengths)),
+            None if weights is None else torch.from_numpy(weights),
+        )
+
+    def _numbers(self, feature: Feature, get: Columns, rows: int) -> NDArray[np.float32]:
+        if isinstance(feature, Vector):
+            return get.vector(column_of(feature), feature.size)
+        if not isinstance(feature, Number) or feature.buckets is not None:
+            return np.empty((rows, 0), np.float32)
+        stats = self.numbers[feature.name]
+        values = transformed(get.numbers(column_of(feature)), feature.log1p)
+        missing = np.isnan(values)
+        scaled = np.where(missing, 0.0, (values - stats.mean) / stats.deviation)
+        return np.stack([scaled.clip(-LARGEST, LARGEST), missing], axis=1).astype(np.float32)
+
+    def _labels(self, get: Columns, rows: int, wanted: bool) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+        """Label values, and the rows to drop because they contradict the chain."""
+        if not wanted:
+            return np.full((rows, len(self.chain.stages) - 1), -1, np.int8), np.zeros(rows, np.bool_)
+        raw = {stage: get.label(column) for stage, column in self.labels.items()}
+        resolved = resolve(self.chain, raw, self.policy)
+        if resolved.broken.any() and self.policy != "drop":
+            row = int(resolved.broken.argmax())
+            raise DataError(
+                f"{get.where}: {int(resolved.broken.sum()):,} of {rows:,} rows have labels that contradict the chain, row {row}"
+                f" for one. Fix the labels, or set data.violations: drop."
+            )
+        return resolved.values, resolved.broken
+
+    def _weights(self, get: Columns, rows: int, wanted: bool) -> NDArray[np.float32]:
+        return get.weights(self.weight) if wanted and self.weight else np.ones(rows, np.float32)
+
+    @cached_property
+    def _forgetting(self) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        """For each column of ids the share to replace by "unknown", and the row of its table's padding."""
+        rates = [f.unknown_rate if isinstance(f, Id) else 0.0 for f in self.ids]
+        return np.array(rates), np.array([self.layout.slots[table_of(f)].offset for f in self.ids], np.int32)
+
+    def forget(self, batch: Batch, random: np.random.Generator) -> None:
+        """Replace a share of the known ids by "unknown", in place, so that the unknown rows are trained."""
+        rates, offsets = self._forgetting
+        if not rates.any() or not len(batch):
+            return
+        counts = random.binomial(len(batch), rates)
+        columns = np.repeat(np.arange(len(rates)), counts)
+        rows = random.integers(0, len(batch), len(columns))
+        ids = batch.ids.numpy()
+        known = ids[rows, columns] >= offsets[columns] + FIRST
+        ids[rows[known], columns[known]] = offsets[columns[known]] + UNKNOWN
+
+    def state(self) -> dict[str, Any]:
+        """What was learnt from data, as plain numpy arrays, numbers and text, for a checkpoint."""
+        tables = {n: t.state() if isinstance(t, Vocabulary) else t for n, t in self.tables.items()}
+        numbers = {n: [s.mean, s.deviation, list(s.edges)] for n, s in self.numbers.items()}
+        return {"tables": tables, "numbers": numbers}
+
+
+def learnt_from_state(state: Mapping[str, Any]) -> tuple[dict[str, Vocabulary | int], dict[str, NumberStats]]:
+    """The `tables` and `numbers` of `Encoder.state()`."""
+    tables = {n: t if isinstance(t, int) else Vocabulary.from_state(t) for n, t in state["tables"].items()}
+    numbers = {n: NumberStats(mean, dev, tuple(edges)) for n, (mean, dev, edges) in state["numbers"].items()}
+    return tables, numbers
+
+
+def transformed(values: NDArray[np.float64], log1p: bool) -> NDArray[np.float64]:
+    """sign(x) log(1 + |x|), or the values themselves."""
+    return np.sign(values) * np.log1p(np.abs(values)) if log1p else values
+
+
+def _bucket(numbers: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.int32]:
+    rows = np.searchsorted(np.asarray(edges), numbers, side="right").astype(np.int32) + np.int32(FIRST)
+    rows[np.isnan(numbers)] = NULL
+    return rows

@@ -1,0 +1,142 @@
+"""What features learn from the training rows, in one streaming pass: vocabularies, moments, bucket edges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espace.data.columns import Bag, Feature, Hash, Id, Number, Vector, column_of, hash_buckets, table_of
+from espace.data.columns import Sequence as History
+from espace.data.encode import NumberStats, transformed
+from espace.data.table import Columns, Problems
+from espace.data.vocabulary import ValueCounts, Vocabulary
+
+_SAMPLE = 200_000
+
+
+class Learner:
+    """Accumulates over pieces; memory grows with the distinct values only."""
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self.features = list(features)
+        self._hashed = {f.name: buckets for f in features if (buckets := hash_buckets(f)) is not None}
+        self._counts = {
+            table_of(f): ValueCounts()
+            for f in features
+            if isinstance(f, Id | History | Bag) and table_of(f) not in self._hashed
+        }
+        self._numbers = {f.name: _Moments(_keeps_sample(f)) for f in features if isinstance(f, Number)}
+
+    def add(self, table: Columns) -> None:
+        """See one piece. Raises DataError with every column that cannot be read as its feature says."""
+        problems = Problems()
+        for feature in self.features:
+            with problems.noted():
+                self._see(feature, table)
+        problems.refuse()
+
+    def _see(self, feature: Feature, table: Columns) -> None:
+        """Learn what there is to learn; what only has to be readable is read."""
+        column = column_of(feature)
+        if isinstance(feature, Number):
+            self._numbers[feature.name].add(transformed(table.numbers(column), feature.log1p))
+        elif isinstance(feature, Vector):
+            table.vector(column, feature.size)
+        else:
+            self._count(feature, table)
+        if isinstance(feature, Bag) and feature.weights:
+            _, lengths = table.list(column, feature.separator)
+            table.list_weights(feature.weights, feature.separator, lengths, column)
+
+    def _count(self, feature: Id | Hash | History | Bag, table: Columns) -> None:
+        column = column_of(feature)
+        if isinstance(feature, History | Bag):
+            values, _ = table.list_categories(column, feature.separator)
+        else:
+            values = table.categories(column)
+        if (counts := self._counts.get(table_of(feature))) is not None:
+            counts.add(values)
+
+    def tables(self) -> dict[str, Vocabulary | int]:
+        """`{table: its vocabulary, or its hash buckets}`."""
+        owners = {f.name: f for f in self.features}
+        learnt: dict[str, Vocabulary | int] = dict(self._hashed)
+        for name, counts in self._counts.items():
+            owner = owners[name]
+            assert isinstance(owner, Id | History | Bag)  # the keys of _counts
+            learnt[name] = counts.vocabulary(owner.min_count, owner.max_size)
+        for feature in self.features:
+            if isinstance(feature, Number) and feature.buckets is not None:
+                learnt[feature.name] = len(self._edges(feature)) + 1
+        return learnt
+
+    def numbers(self) -> dict[str, NumberStats]:
+        """`{number feature: its statistics}`."""
+        return {f.name: self._stats(f) for f in self.features if isinstance(f, Number)}
+
+    def _stats(self, feature: Number) -> NumberStats:
+        if feature.buckets is not None:
+            return NumberStats(edges=self._edges(feature))
+        moments = self._numbers[feature.name]
+        return NumberStats(moments.mean, moments.deviation) if feature.standardise else NumberStats()
+
+    def _edges(self, feature: Number) -> tuple[float, ...]:
+        if isinstance(feature.buckets, list):
+            return tuple(sorted(transformed(np.array(feature.buckets, np.float64), feature.log1p)))
+        return self._numbers[feature.name].quantiles(feature.buckets or 1)
+
+    @property
+    def missing(self) -> dict[str, tuple[int, int]]:
+        """`{number feature: (missing or not finite, rows)}`."""
+        return {name: (m.missing, m.missing + m.count) for name, m in self._numbers.items()}
+
+
+def _keeps_sample(feature: Number) -> bool:
+    return isinstance(feature.buckets, int)
+
+
+class _Moments:
+    """Mean and deviation over pieces (Chan et al., 1979, eq. 2.1), and a uniform sample for quantiles."""
+
+    def __init__(self, sampled: bool) -> None:
+        self.count, self.missing, self.mean, self._squares = 0, 0, 0.0, 0.0
+        self._sample: NDArray[np.float64] = np.empty(0)
+        self._ranks: NDArray[np.float64] = np.empty(0)
+        self._random = np.random.default_rng(0) if sampled else None
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        seen = values[~np.isnan(values)]
+        self.missing += len(values) - len(seen)
+        if not len(seen):
+            return
+        mean, total = float(seen.mean()), self.count + len(seen)
+        shift = mean - self.mean
+        self._squares += float(((seen - mean) ** 2).sum()) + shift**2 * self.count * len(seen) / total
+        self.mean += shift * len(seen) / total
+        self.count = total
+        if self._random is not None:
+            self._draw(seen, self._random)
+
+    def _draw(self, seen: NDArray[np.float64], random: np.random.Generator) -> None:
+        """Every value gets a random rank; the lowest ranks are the sample."""
+        ranks = np.concatenate([self._ranks, random.random(len(seen))])
+        values = np.concatenate([self._sample, seen])
+        if len(ranks) > _SAMPLE:
+            lowest = np.argpartition(ranks, _SAMPLE)[:_SAMPLE]
+            ranks, values = ranks[lowest], values[lowest]
+        self._ranks, self._sample = ranks, values
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation; 1 for a column that never varies."""
+        deviation = float(np.sqrt(self._squares / self.count)) if self.count else 0.0
+        return deviation if deviation > 0 else 1.0
+
+    def quantiles(self, buckets: int) -> tuple[float, ...]:
+        """The inner edges of `buckets` classes of equal size; fewer where values repeat."""
+        if not len(self._sample):
+            return ()
+        edges = np.quantile(self._sample, np.arange(1, buckets) / buckets)
+        return tuple(float(e) for e in np.unique(edges))

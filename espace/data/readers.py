@@ -1,0 +1,156 @@
+"""Where rows come from: files in Parquet, CSV and Arrow, local or on an object store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+
+import espace
+from espace.data import cache, files, formats, schemas
+from espace.data.convert import Layout
+from espace.errors import DataError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The unit of reading, shuffling and sharding: one row group of one file."""
+
+    source: str
+    index: int
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.source}, row group {self.index}"
+
+
+class Reader(Protocol):
+    """What espace asks of a reader. It is built as `Reader(source, split, *, options)`.
+
+    source: what the YAML says under `train`, `validation` or `test`; split: which of these names it stands under.
+    """
+
+    schema: pa.Schema
+    pieces: Sequence[Piece]
+    fingerprint: str  # changes when the content does
+
+    def read(self, piece: Piece, columns: Sequence[str]) -> pa.Table:
+        """The named columns of one piece, in their order in the file. Raises DataError naming file and row group."""
+        ...
+
+
+class Files:
+    """The rows of files, one row group at a time: memory is bounded by the largest row group, whatever the file.
+
+    source: a file, folder, glob (`*`, `?`, `[..]`, `**`), or a list of these; local, or a URI that pyarrow.fs or fsspec
+    knows. A folder means all data files in it and below, sorted, without names that start with _ or `.`; a list keeps
+    its order. All files need the same columns; types may differ as far as one type holds both (int32 and int64).
+    format: by each file's ending when not given. The other options are for CSV. delimiter: by the ending if not given;
+    column_names: for files without a header; column_types: Arrow names of types that are not to be inferred.
+    An empty cell is null. CSV and Arrow streams are turned once into Parquet, in the cache folder.
+
+    Raises DataError when files are missing, unreadable, damaged, all empty, or disagree about their columns.
+    """
+
+    schema: pa.Schema
+    pieces: Sequence[Piece]
+    fingerprint: str
+
+    def __init__(
+        self,
+        source: str | Sequence[str],
+        split: str,
+        *,
+        format: Literal["parquet", "csv", "arrow"] | None = None,
+        delimiter: str | None = None,
+        column_names: Sequence[str] | None = None,
+        column_types: Mapping[str, str] | None = None,
+    ) -> None:
+        layout = _layout(split, delimiter, column_names, column_types)
+        places = files.find(source, split, _is_data(format))
+        found = [formats.recognise(place, format or formats.by_ending(place.name), layout) for place in places]
+        self._files = {file.place.name: file for file in found}
+        self.schema, self.pieces = _survey(found, split)
+        self.fingerprint = cache.digest(*(file.fingerprint for file in found))
+
+    def read(self, piece: Piece, columns: Sequence[str]) -> pa.Table:
+        """The named columns of one piece, in their order in the schema, whatever the order of `columns`.
+
+        Raises DataError for a column that is not there, and for a file that is gone, has changed or is damaged.
+        """
+        wanted = schemas.pick(self.schema, columns, piece.source)
+        return schemas.fit(_read(self._files[piece.source], piece, wanted.names), wanted, str(piece))
+
+
+def parquet(source: str | Sequence[str], split: str) -> Files:
+    """`Files` in Parquet, whatever their endings."""
+    return Files(source, split, format="parquet")
+
+
+def csv(
+    source: str | Sequence[str],
+    split: str,
+    *,
+    delimiter: str | None = None,
+    column_names: Sequence[str] | None = None,
+    column_types: Mapping[str, str] | None = None,
+) -> Files:
+    """`Files` in CSV, whatever their endings; compressed where they end in .gz, .zst or .bz2."""
+    return Files(source, split, format="csv", delimiter=delimiter, column_names=column_names, column_types=column_types)
+
+
+def arrow(source: str | Sequence[str], split: str) -> Files:
+    """`Files` in the Arrow IPC file or stream format, whatever their endings."""
+    return Files(source, split, format="arrow")
+
+
+@espace.hookimpl
+def register_readers(register: Callable[[str, Any], None]) -> None:
+    """The built-in readers; `files` is the default."""
+    register("files", Files)
+    register("parquet", parquet)
+    register("csv", csv)
+    register("arrow", arrow)
+
+
+def _layout(split: str, delimiter: str | None, names: Sequence[str] | None, types: Mapping[str, str] | None) -> Layout:
+    if delimiter is not None and len(delimiter) != 1:
+        raise DataError(f"{split}: delimiter is {delimiter!r}. Give one character, such as ';' or \"\\t\".")
+    schemas.refuse_repeats(names or (), f"{split}: column_names", "Give every column a name of its own.")
+    return Layout(delimiter, tuple(names) if names else None, tuple(sorted((types or {}).items())))
+
+
+def _is_data(format: str | None) -> Callable[[str], bool]:
+    return lambda name: format is not None or formats.format_of(name) is not None
+
+
+def _survey(found: Sequence[formats.File], split: str) -> tuple[pa.Schema, tuple[Piece, ...]]:
+    """The common columns and all pieces. Files without rows have no say in the columns."""
+    columns: list[schemas.Named] = []
+    pieces: list[Piece] = []
+    for file in found:
+        name, opened = file.place.name, formats.opened(file)
+        schemas.refuse_repeats(opened.schema.names, name, "Give every column a name of its own.")
+        mine = [Piece(name, index, rows) for index, rows in enumerate(opened.rows()) if rows]
+        columns += [(name, opened.schema)] if mine else []
+        pieces += mine
+    if not pieces:
+        raise DataError(
+            f"{split}: no rows: {found[0].place.name} and {len(found) - 1} other files are empty. Check them."
+        )
+    return schemas.agree(columns), tuple(pieces)
+
+
+def _read(file: formats.File, piece: Piece, columns: Sequence[str]) -> pa.Table:
+    try:
+        table = formats.opened(file).read(piece.index, columns)
+    except pa.ArrowMemoryError:
+        raise
+    except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+        way_out = "The file changed since the start or is damaged; write it again"
+        raise DataError(f"{piece}: cannot be read: {error}. {way_out}.") from error
+    if table.num_rows != piece.rows:
+        raise DataError(f"{piece}: has {table.num_rows:,} rows, at the start it had {piece.rows:,}. Start again.")
+    return table

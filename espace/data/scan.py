@@ -1,0 +1,220 @@
+"""One streaming pass over a part of the data before training: vocabularies, label counts, leaks. Kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from espace.chain import Chain
+from espace.data import cache
+from espace.data.columns import Feature, table_of
+from espace.data.encode import Encoder, NumberStats
+from espace.data.labels import Policy, resolve
+from espace.data.leaks import LeakSample
+from espace.data.learn import Learner
+from espace.data.split import Part
+from espace.data.table import Columns, Extra, Problems
+from espace.data.tally import Tally
+from espace.data.vocabulary import UNKNOWN, Vocabulary, one_array
+from espace.errors import DataError
+
+Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
+
+_VERSION = 2
+
+
+@dataclass
+class Scan:
+    """What one pass found.
+
+    counts: rows that each piece keeps; missing: `{number feature: (missing or not finite, rows)}`;
+    leaks: `{feature: (stage, AUC of the feature alone)}`; unknown: `{feature: share of its values not in the vocabulary}`;
+    weight: sum of the row weights, None where rows have none.
+    """
+
+    tally: Tally
+    counts: list[int]
+    missing: dict[str, tuple[int, int]] = field(default_factory=dict)
+    leaks: dict[str, tuple[str, float]] = field(default_factory=dict)
+    unknown: dict[str, float] = field(default_factory=dict)
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a scan depends on besides the rows."""
+
+    features: Sequence[Feature]
+    chain: Chain
+    labels: Mapping[str, str]
+    policy: Policy
+    weight: str | None = None
+    extras: Mapping[str, Extra] = field(default_factory=dict)
+
+    def key(self, part: Part, *more: object) -> str:
+        """Changes when the result of a scan would."""
+        facts = [_VERSION, part.identity, list(self.features), self.chain.lines(), sorted(self.labels.items())]
+        return cache.digest(*facts, self.policy, self.weight, sorted(self.extras.items()), *more)
+
+
+Learnt = tuple[dict[str, Vocabulary | int], dict[str, NumberStats]]
+
+
+def scan_training(task: Task, part: Part, progress: Progress) -> tuple[Scan, Learnt]:
+    """Count labels, learn vocabularies and moments, look for leaks; from the cache when the content was seen before.
+
+    Raises DataError for a value that cannot be read.
+    """
+    folder = cache.folder() / f"scan-{task.key(part)}"
+    if (folder / "scan.json").exists():
+        return _load(folder)
+    learner, leaks = Learner(task.features), LeakSample(task.features, task.chain)
+
+    def see(table: Columns, labels: np.ndarray[Any, Any], rows: int) -> None:
+        learner.add(table)
+        leaks.add(table, labels)
+
+    columns = _columns(task)
+    scan = _run(task, part, columns, see, progress)
+    scan.missing, scan.leaks = learner.missing, leaks.aucs()
+    learnt = (learner.tables(), learner.numbers())
+    _save(folder, scan, learnt)
+    return scan, learnt
+
+
+def scan_other(task: Task, part: Part, encoder: Encoder, progress: Progress) -> Scan:
+    """Count labels and unknown ids of validation or test, with what training has learnt; cached likewise."""
+    path = cache.folder() / f"scan-{task.key(part, _digest(encoder))}" / "scan.json"
+    if path.exists():
+        return _scan_from(json.loads(path.read_text()))
+    unknown = _UnknownShares(encoder)
+    scan = _run(task, part, _columns(task), lambda table, labels, rows: unknown.add(table), progress)
+    scan.unknown = unknown.shares()
+    _write(path, json.dumps(asdict(scan)))
+    return scan
+
+
+def _columns(task: Task) -> list[str]:
+    probe = Encoder(
+        task.features, task.chain, task.labels, dim=1, weight=task.weight, extras=task.extras, tables={}, numbers={}
+    )
+    return probe.columns()
+
+
+def _run(
+    task: Task,
+    part: Part,
+    columns: Sequence[str],
+    see: Callable[[Columns, np.ndarray[Any, Any], int], None],
+    progress: Progress,
+) -> Scan:
+    scan, done = Scan(Tally(), [], weight=0.0 if task.weight else None), 0
+    total = sum(p.rows for p in part.reader.pieces)
+    for number, piece in enumerate(part.reader.pieces):
+        data, rows = part.read(number, columns)
+        table, problems = Columns(data, part.where(number), rows), Problems()
+        raw = {stage: _label(table, column, problems) for stage, column in task.labels.items()}
+        resolved = resolve(task.chain, raw, task.policy)
+        _see_others(task, table, scan, problems)
+        with problems.noted():
+            see(table, resolved.values, len(rows))
+        problems.refuse()
+        scan.counts.append(scan.tally.add(task.chain, resolved, task.policy == "drop", rows, table.where))
+        done += piece.rows
+        progress(part.name, done, total)
+    return scan
+
+
+def _label(table: Columns, column: str, problems: Problems) -> np.ndarray[Any, Any]:
+    """A label column; unknown where it cannot be read, which is a problem."""
+    try:
+        return table.label(column)
+    except DataError as error:
+        problems.note(error)
+        return np.full(table.table.num_rows, -1, np.int8)
+
+
+def _see_others(task: Task, table: Columns, scan: Scan, problems: Problems) -> None:
+    """Read the columns that training reads besides features and labels."""
+    if task.weight and scan.weight is not None:
+        with problems.noted():
+            scan.weight += float(table.weights(task.weight).sum())
+    for column, kind in task.extras.items():
+        with problems.noted():
+            table.extra(column, kind)
+
+
+class _UnknownShares:
+    """Counts of ids that training has not seen, by feature."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        offsets = [encoder.layout.slots[table_of(f)].offset for f in encoder.ids]
+        self._unknown_rows = np.array(offsets, np.int32) + UNKNOWN
+        self._hits = np.zeros(len(offsets), np.int64)
+        self._rows = 0
+
+    def add(self, table: Columns) -> None:
+        ids = self.encoder.encode(table.table, table.where, labels=False).ids.numpy()
+        self._hits += (ids == self._unknown_rows).sum(axis=0)
+        self._rows += len(ids)
+
+    def shares(self) -> dict[str, float]:
+        return {f.name: float(n / max(self._rows, 1)) for f, n in zip(self.encoder.ids, self._hits, strict=True)}
+
+
+def _digest(encoder: Encoder) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for name, table in sorted(encoder.tables.items()):
+        found.update(f"{name}:{table if isinstance(table, int) else table.rows};".encode())
+        if isinstance(table, Vocabulary):
+            state = table.state()
+            found.update(np.ascontiguousarray(state.get("numbers", state.get("text"))).tobytes())
+    return found.hexdigest()
+
+
+def _save(folder: Path, scan: Scan, learnt: Learnt) -> None:
+    tables, numbers = learnt
+    for name, table in tables.items():
+        if isinstance(table, Vocabulary):
+            table.save(folder / "vocabulary" / f"{name}.parquet")
+    buckets = {n: t for n, t in tables.items() if isinstance(t, int)}
+    values = {**asdict(scan), "tables": list(tables), "buckets": buckets}
+    values["numbers"] = {n: asdict(s) for n, s in numbers.items()}
+    _write(folder / "scan.json", json.dumps(values))
+
+
+def _write(path: Path, text: str) -> None:
+    """Put a file in place at once; it is written last, so that a scan without it is not looked at."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _load(folder: Path) -> tuple[Scan, Learnt]:
+    values = json.loads((folder / "scan.json").read_text())
+    names, buckets = values.pop("tables"), values.pop("buckets")
+    numbers = {n: NumberStats(s["mean"], s["deviation"], tuple(s["edges"])) for n, s in values.pop("numbers").items()}
+    tables = {
+        n: buckets[n] if n in buckets else _read_vocabulary(folder / "vocabulary" / f"{n}.parquet") for n in names
+    }
+    return _scan_from(values), (tables, numbers)
+
+
+def _read_vocabulary(path: Path) -> Vocabulary:
+    table = pq.read_table(path)
+    return Vocabulary(one_array(table["value"]), one_array(table["count"]))
+
+
+def _scan_from(values: dict[str, Any]) -> Scan:
+    missing, leaks = ({n: tuple(v) for n, v in values[k].items()} for k in ("missing", "leaks"))
+    return Scan(Tally.from_dict(values["tally"]), values["counts"], missing, leaks, values["unknown"], values["weight"])

@@ -1,0 +1,132 @@
+"""Which rows of a reader belong to training, validation or test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from espace.data.readers import Reader
+from espace.errors import DataError
+
+
+class RowFilter(Protocol):
+    """Says which rows of a piece belong to a part; a pure function of the piece, so that it can be asked again."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it has to see."""
+        ...
+
+    def mask(self, table: pa.Table, piece: int, where: str) -> NDArray[np.bool_] | None:
+        """(rows,), or None for all rows."""
+        ...
+
+    def __str__(self) -> str:
+        """What its rows have in common, as in `has day < 5`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Everything:
+    """All rows."""
+
+    columns: tuple[str, ...] = ()
+
+    def mask(self, table: pa.Table, piece: int, where: str) -> None:
+        """No row is left out."""
+
+    def __str__(self) -> str:
+        return "is there"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A random share of the rows (`inside`), or all the others. The draw depends on seed, piece and row only."""
+
+    share: float
+    seed: int
+    inside: bool
+    columns: tuple[str, ...] = ()
+
+    def mask(self, table: pa.Table, piece: int, where: str) -> NDArray[np.bool_]:
+        """The rows drawn, or the others."""
+        drawn = np.random.default_rng([self.seed, piece, 7]).random(table.num_rows) < self.share
+        out: NDArray[np.bool_] = drawn if self.inside else ~drawn
+        return out
+
+    def __str__(self) -> str:
+        return f"falls {'into' if self.inside else 'outside'} the random share of {self.share:g}"
+
+
+@dataclass(frozen=True)
+class Between:
+    """Rows with `since <= by < until`; None is open. The values are read as the column's type."""
+
+    by: str
+    since: str | int | float | None
+    until: str | int | float | None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The column of the time."""
+        return (self.by,)
+
+    def mask(self, table: pa.Table, piece: int, where: str) -> NDArray[np.bool_]:
+        """The rows in the range. A null time belongs to no part."""
+        values = table.column(self.by)
+        inside = pc.is_valid(values)
+        if self.since is not None:
+            inside = pc.and_(inside, pc.greater_equal(values, self._bound(self.since, values.type, where)))
+        if self.until is not None:
+            inside = pc.and_(inside, pc.less(values, self._bound(self.until, values.type, where)))
+        return np.asarray(pc.fill_null(inside, False).to_numpy(), np.bool_)
+
+    def __str__(self) -> str:
+        since = "" if self.since is None else f"{self.since} <= "
+        return f"has {since}{self.by}{'' if self.until is None else f' < {self.until}'}"
+
+    def _bound(self, value: str | int | float, kind: pa.DataType, where: str) -> pa.Scalar:
+        try:
+            if pa.types.is_timestamp(kind) and isinstance(value, str):
+                text = pa.array([value.replace("T", " ")]).cast(pa.timestamp("us"))[0]
+                return text.cast(pa.timestamp("us", kind.tz)).cast(kind)
+            return pa.scalar(value).cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise DataError(
+                f"{where}: data.split compares '{self.by}', which is of type {kind}, with {value!r}. Write the bound as a"
+                f" value of that type. {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of training, validation or test: some rows of the pieces of a reader."""
+
+    name: str
+    reader: Reader
+    keep: RowFilter = Everything()
+
+    def read(self, piece: int, columns: Sequence[str]) -> tuple[pa.Table, NDArray[np.int64]]:
+        """The part's rows of one piece, and their row numbers in the piece."""
+        where = self.where(piece)
+        wanted = list(dict.fromkeys([*columns, *self.keep.columns]))
+        table = self.reader.read(self.reader.pieces[piece], wanted)
+        mask = self.keep.mask(table, piece, where)
+        if mask is None:
+            return table, np.arange(table.num_rows)
+        return table.filter(pa.array(mask)), np.flatnonzero(mask)
+
+    def where(self, piece: int) -> str:
+        """The piece, for an error message."""
+        return str(self.reader.pieces[piece])
+
+    @property
+    def identity(self) -> str:
+        """Changes when the rows do."""
+        return f"{self.reader.fingerprint}/{self.keep!r}"

@@ -1,0 +1,192 @@
+"""The plan of batches: which rows make batch k of epoch e, the same on every rank, in every worker, after every restart.
+
+Row groups are put in an order that is a function of (seed, epoch), read in windows of a few, shuffled within a window, and
+cut into global batches of a fixed size; a rank takes its slice of each. So a place in the stream is one number, the count of
+batches trained, and nothing else has to be saved. On a CPU there are no workers and no prefetch thread: reading is a few
+per cent of a step, and a thread that competes for two busy cores costs more than it hides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from espace.batch import Batch
+from espace.data.encode import Encoder
+from espace.data.split import Part
+
+
+class Sampler(Protocol):
+    """Rows in, rows and weights out: which rows of a global training batch are used, how often, and with what weight."""
+
+    def __call__(
+        self, labels: NDArray[np.int8], weights: NDArray[np.float32], random: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """labels: (rows, stages but the root); weights: (rows,). Returns positions (n,) and their weights (n,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some pieces read together: their numbers, and the place of the window in its epoch."""
+
+    pieces: tuple[int, ...]
+    epoch: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of a part's rows in every epoch.
+
+    counts: rows of each piece; shuffle_rows: about how many rows are shuffled among each other at a time.
+    """
+
+    counts: Sequence[int]
+    batch_size: int
+    seed: int
+    shuffle: bool
+    shuffle_rows: int
+
+    def __len__(self) -> int:
+        """Batches of an epoch; the last may be short."""
+        return -(-sum(self.counts) // self.batch_size)
+
+    def windows(self, epoch: int) -> list[Window]:
+        """The windows of an epoch, in order."""
+        order = np.flatnonzero(np.asarray(self.counts))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch, 1]).permutation(order)
+        windows: list[tuple[int, ...]] = [()]
+        rows = 0
+        for piece in order.tolist():
+            if rows >= self.shuffle_rows:
+                windows.append(())
+                rows = 0
+            windows[-1] += (piece,)
+            rows += self.counts[piece]
+        return [Window(pieces, epoch, number) for number, pieces in enumerate(windows) if pieces]
+
+    def order(self, window: Window) -> NDArray[np.int64]:
+        """The order of the rows of a window."""
+        rows = sum(self.counts[p] for p in window.pieces)
+        if not self.shuffle:
+            return np.arange(rows)
+        return np.random.default_rng([self.seed, window.epoch, 2, window.number]).permutation(rows)
+
+
+class _Windows(Dataset[Batch]):
+    """Reads and encodes windows; holds plain objects, so that worker processes can be started by spawn."""
+
+    def __init__(self, part: Part, encoder: Encoder, windows: Sequence[Window], labels: bool) -> None:
+        self.part, self.encoder, self.windows, self.labels = part, encoder, windows, labels
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, number: int) -> Batch:
+        return Batch.cat([self._piece(p) for p in self.windows[number].pieces])
+
+    def _piece(self, piece: int) -> Batch:
+        table, _ = self.part.read(piece, self.encoder.columns(self.labels))
+        return self.encoder.encode(table, self.part.where(piece), self.labels)
+
+
+def _at_the_start() -> int:
+    return 0
+
+
+@dataclass
+class Stream:
+    """The batches of a part.
+
+    training: whether ids are forgotten and the sampler is used; place: batches trained so far, over all epochs;
+    limit: batches of an epoch that are used; rank, ranks: which slice of each global batch is taken.
+    """
+
+    part: Part
+    encoder: Encoder
+    plan: Plan
+    training: bool = False
+    sampling: Sampler | None = None
+    workers: int = 0
+    place: Callable[[], int] = _at_the_start
+    limit: int | None = None
+    rank: int = 0
+    ranks: int = 1
+
+    def __len__(self) -> int:
+        """Batches of an epoch without the limit, to which Lightning's own is applied."""
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches from the present place to the end of its epoch. Raises DataError when reading fails."""
+        used = len(self) if self.limit is None else min(self.limit, len(self))
+        epoch, start = divmod(self.place(), max(used, 1))
+        for number, batch in enumerate(self._global_batches(epoch, start), start):
+            if number >= used:
+                return
+            yield self._slice(self._trained(batch, epoch, number) if self.training else batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the place is the trainer's count of trained batches. It tells Lightning that resuming is exact."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+    def _global_batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        size, skip = self.plan.batch_size, start * self.plan.batch_size
+        windows = self.plan.windows(epoch)
+        while windows and skip >= (rows := sum(self.plan.counts[p] for p in windows[0].pieces)):
+            skip -= rows
+            windows.pop(0)
+        rest: Batch | None = None  # rows of the window before that did not fill a batch
+        for window, data in zip(windows, self._read(windows), strict=True):
+            self._check_rows(window, data)
+            order = torch.from_numpy(self.plan.order(window)[skip:])
+            begin, skip = 0, 0
+            if rest is not None:
+                begin = size - len(rest)
+                rest = Batch.cat([rest, data.take(order[:begin])])
+                if len(rest) < size:
+                    continue
+                yield rest
+            end = begin + (len(order) - begin) // size * size
+            for at in range(begin, end, size):
+                yield data.take(order[at : at + size])
+            rest = data.take(order[end:]) if end < len(order) else None
+        if rest is not None:
+            yield rest
+
+    def _read(self, windows: Sequence[Window]) -> DataLoader[Batch]:
+        data = _Windows(self.part, self.encoder, windows, labels=True)
+        return DataLoader(data, batch_size=None, num_workers=self.workers)
+
+    def _check_rows(self, window: Window, data: Batch) -> None:
+        expected = sum(self.plan.counts[p] for p in window.pieces)
+        assert len(data) == expected, f"{self.part.name}: {len(data)} rows instead of {expected} in {window}"
+
+    def _trained(self, batch: Batch, epoch: int, number: int) -> Batch:
+        """What happens to training batches only; a function of the place, so that it can be repeated."""
+        random = np.random.default_rng([self.plan.seed, epoch, 3, number])
+        if self.sampling is not None:
+            rows, weights = self.sampling(batch.labels.numpy(), batch.weights.numpy(), random)
+            batch = batch.take(torch.from_numpy(rows)).weighted(torch.from_numpy(weights))
+        self.encoder.forget(batch, random)
+        return batch
+
+    def _slice(self, batch: Batch) -> Batch:
+        """This rank's rows; a rank without any takes one row of weight 0, so that all ranks make the same steps."""
+        if self.ranks == 1:
+            return batch
+        cut = [len(batch) * r // self.ranks for r in (self.rank, self.rank + 1)]
+        if cut[0] < cut[1]:
+            return batch.take(torch.arange(*cut))
+        return batch.take(torch.zeros(1, dtype=torch.int64)).weighted(torch.zeros(1))

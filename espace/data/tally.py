@@ -1,0 +1,95 @@
+"""Counts of labels over a part of the data: what the audit shows and the bias of every head starts from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espace.chain import Chain, Transition
+from espace.data.labels import Column, Resolved
+
+_EXAMPLES = 3
+
+
+@dataclass
+class StageTally:
+    """Rows of one stage: with a known label, positive, with a parent known to have happened and a known label."""
+
+    known: int = 0
+    positives: int = 0
+    reached: int = 0
+    unknown: int = 0
+
+
+@dataclass
+class Tally:
+    """Counts over one part, after filters and mends.
+
+    rows: read; kept: left after `violations: drop`; stages: by stage; outcomes: `{transition: rows of each class}`,
+    the last being else or nothing, among rows whose parent happened; violations: `{stage or transition: rows}`,
+    with some example places; equal: pairs of stages whose labels never differ.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    broken: int = 0
+    stages: dict[str, StageTally] = field(default_factory=dict)
+    outcomes: dict[str, list[int]] = field(default_factory=dict)
+    violations: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    differ: dict[str, int] = field(default_factory=dict)
+
+    def add(self, chain: Chain, labels: Resolved, drop: bool, rows: NDArray[np.int64], where: str) -> int:
+        """Count one piece and return how many of its rows stay. `rows` are their numbers in the piece `where`."""
+        for name, mask in {**labels.orphans, **labels.clashes}.items():
+            self.violations[name] = self.violations.get(name, 0) + int(mask.sum())
+            places = self.examples.setdefault(name, [])
+            places += [f"{where}, row {rows[i]}" for i in np.flatnonzero(mask)[: _EXAMPLES - len(places)]]
+        stay = ~labels.broken if drop else np.ones(len(labels.values), np.bool_)
+        found = {s: labels.values[stay, i] for i, s in enumerate(chain.stages[1:])}
+        found[chain.root] = np.ones(int(stay.sum()), np.int8)
+        self.rows += len(stay)
+        self.kept += int(stay.sum())
+        self.broken += int(labels.broken.sum())
+        for stage in chain.stages[1:]:
+            self._count_stage(chain, stage, found)
+        for transition in chain.transitions:
+            self._count_outcomes(transition, found)
+        self._count_differences(chain, found)
+        return int(stay.sum())
+
+    def _count_stage(self, chain: Chain, stage: str, found: dict[str, Column]) -> None:
+        tally, label = self.stages.setdefault(stage, StageTally()), found[stage]
+        happened = np.logical_or.reduce([found[p] == 1 for p in chain.parents(stage)])
+        tally.known += int((label >= 0).sum())
+        tally.unknown += int((label < 0).sum())
+        tally.positives += int((label == 1).sum())
+        tally.reached += int((happened & (label >= 0)).sum())
+
+    def _count_outcomes(self, transition: Transition, found: dict[str, Column]) -> None:
+        parent = found[transition.parent] == 1
+        named = [found[o] for o in transition.outcomes]
+        counts = [int((parent & (n == 1)).sum()) for n in named]
+        rest = parent & np.logical_and.reduce([n == 0 for n in named])
+        counts.append(int(rest.sum()))
+        before = self.outcomes.setdefault(transition.name, [0] * len(counts))
+        self.outcomes[transition.name] = [a + b for a, b in zip(before, counts, strict=True)]
+
+    def _count_differences(self, chain: Chain, found: dict[str, Column]) -> None:
+        for stage in chain.labelled:
+            for parent in chain.parents(stage):
+                if parent in chain.labelled:
+                    pair = f"{parent}={stage}"
+                    self.differ[pair] = self.differ.get(pair, 0) + int((found[parent] != found[stage]).sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Tally:
+        """The tally of `to_dict`."""
+        return cls(**{**values, "stages": {s: StageTally(**t) for s, t in values["stages"].items()}})

@@ -1,0 +1,99 @@
+"""One table per width for all id features of that width: a look-up per width, sparse gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from espace.batch import Batch, Ragged
+from espace.data.columns import Bag, Feature, Number, Vector
+from espace.data.columns import Sequence as History
+from espace.data.encode import Layout, ordered_ids, width_of
+from espace.features import Features, FeatureSpec, Field
+
+
+def feature_spec(features: Sequence[Feature], dim: int) -> FeatureSpec:
+    """The layout of the flat vector: ids by width, pooled bags and sequences, then numbers and vectors."""
+    fields = [Field(f.name, "id", width_of(f, features, dim)) for f in ordered_ids(features, dim)]
+    sequences = {}
+    for feature in features:
+        if isinstance(feature, Bag):
+            fields.append(Field(feature.name, "bag", width_of(feature, features, dim)))
+        elif isinstance(feature, History):
+            width = width_of(feature, features, dim)
+            fields.append(Field(feature.name, "sequence", 0 if feature.pool == "none" else width))
+            sequences[feature.name] = width
+    for feature in features:
+        if isinstance(feature, Number) and feature.buckets is None:
+            fields.append(Field(feature.name, "number", 2))
+        elif isinstance(feature, Vector):
+            fields.append(Field(feature.name, "vector", feature.size))
+    return FeatureSpec(tuple(fields), sequences)
+
+
+class Embedding(nn.Module):
+    """Batch in, features out.
+
+    Args:
+        features: the features, in the order of the YAML.
+        layout: where each vocabulary lies.
+        dim: the default width.
+        std: standard deviation of the normal start; row 0 of every vocabulary, padding, starts at zero.
+    """
+
+    def __init__(self, features: Sequence[Feature], layout: Layout, *, dim: int, std: float) -> None:
+        super().__init__()
+        self.spec = feature_spec(features, dim)
+        self.lists = {f.name: f for f in features if isinstance(f, History | Bag)}
+        self._list_width = {name: width_of(f, features, dim) for name, f in self.lists.items()}
+        widths = [width_of(f, features, dim) for f in ordered_ids(features, dim)]
+        self._id_columns = {w: (widths.index(w), widths.index(w) + widths.count(w)) for w in sorted(set(widths))}
+        self.tables = nn.ModuleDict({str(w): _new_table(rows, w, layout, std) for w, rows in layout.rows.items()})
+
+    def forward(self, batch: Batch) -> Features:
+        """Look everything up. Features.flat() is (rows, spec.width)."""
+        parts = [
+            self._table(width)(batch.ids[:, start:stop]).flatten(1) for width, (start, stop) in self._id_columns.items()
+        ]
+        parts += [self._pooled(name, batch.lists[name]) for name, f in self.lists.items() if f.pool != "none"]
+        if batch.numbers.shape[1]:
+            parts.append(batch.numbers)
+        histories = {name: partial(self._history, name, batch.lists[name]) for name in self.spec.sequences}
+        return Features(self.spec, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), histories)
+
+    def _pooled(self, name: str, ragged: Ragged) -> Tensor:
+        """The sum or mean of each row's vectors, zeros where a row has none: (rows, width)."""
+        mean = self.lists[name].pool == "mean"
+        weights = ragged.weights
+        if weights is not None and mean:
+            totals = torch.segment_reduce(weights, "sum", offsets=ragged.offsets)
+            weights = weights / totals.where(totals > 0, torch.ones_like(totals)).repeat_interleave(ragged.lengths)
+        return F.embedding_bag(
+            ragged.values,
+            self._table(self._list_width[name]).weight,
+            ragged.offsets[:-1].to(ragged.values.dtype),
+            mode="mean" if mean and weights is None else "sum",
+            sparse=True,
+            per_sample_weights=weights,
+        )
+
+    def _history(self, name: str, ragged: Ragged) -> Ragged:
+        return Ragged(self._table(self._list_width[name])(ragged.values), ragged.offsets)
+
+    def _table(self, width: int) -> nn.Embedding:
+        table = self.tables[str(width)]
+        assert isinstance(table, nn.Embedding), "as built"
+        return table
+
+
+def _new_table(rows: int, width: int, layout: Layout, std: float) -> nn.Embedding:
+    """A module, since DDP asks modules which gradients are sparse."""
+    table = torch.empty(rows, width).normal_(0.0, std)
+    for slot in layout.slots.values():
+        if slot.width == width:
+            table[slot.offset] = 0.0
+    return nn.Embedding(rows, width, sparse=True, _weight=table)

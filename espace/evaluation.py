@@ -1,0 +1,173 @@
+"""Judging predictions: every probability in its own space, every loss term over its own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from espace.batch import Batch, Labels
+from espace.chain import Chain
+from espace.errors import NonFiniteError
+from espace.probability import Probabilities, Scored
+
+Spaces = Mapping[str, tuple[str, str | None, str | None]]  # {name: (stage, given, column of potential outcomes)}
+Objective = Callable[[Probabilities, Labels], Mapping[str, tuple[Tensor, Tensor]]]
+
+
+class Terms:
+    """Loss terms as sums over rows and row counts, so that a mean is the same however the rows were divided.
+
+    sums, rows: `(terms,)`; `rows` is the weighted number of rows of each term's divisor.
+    """
+
+    def __init__(self, names: list[str], sums: Tensor, rows: Tensor) -> None:
+        self.names, self.sums, self.rows = names, sums, rows
+
+    @classmethod
+    def of(cls, objective: Objective, p: Probabilities, batch: Batch) -> Terms:
+        """The terms of one batch, row weights applied."""
+        found = objective(p, Labels(p.chain, batch.labels))
+        sums = torch.stack([torch.dot(value, batch.weights.to(value.dtype)) for value, _ in found.values()])
+        rows = torch.stack([torch.dot(rows, batch.weights.to(rows.dtype)) for _, rows in found.values()])
+        return cls(list(found), sums, rows)
+
+    def __add__(self, other: Terms) -> Terms:
+        return Terms(self.names, self.sums + other.sums, self.rows + other.rows)
+
+    def total(self) -> Terms:
+        """The same of all ranks together, without gradients."""
+        both = torch.stack([self.sums.detach(), self.rows.detach()])
+        if _ranks() > 1:
+            dist.all_reduce(both)
+        return Terms(self.names, both[0], both[1])
+
+    def means(self, total: Terms | None = None) -> dict[str, Tensor]:
+        """{term: mean over its rows}, 0 for a term without rows. With the `total` of all ranks, over the rows of all, and
+        scaled by the number of ranks, since DDP divides gradients by it."""
+        sums, rows = (self.sums, self.rows.detach()) if total is None else (self.sums * _ranks(), total.rows)
+        return dict(zip(self.names, (sums / rows.where(rows > 0, torch.ones_like(rows))).unbind(), strict=True))
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class TermMeans(Metric):
+    """Means of loss terms over many batches, and the one loss that the weighting makes of them."""
+
+    sums: Tensor
+    rows: Tensor
+
+    def __init__(self, names: list[str], weighting: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
+        super().__init__()
+        self.names = names
+        self.weighting = weighting
+        self.add_state("sums", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("rows", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, terms: Terms) -> None:
+        """Add one batch."""
+        self.sums += terms.sums.detach()
+        self.rows += terms.rows.detach()
+
+    def compute(self) -> dict[str, Tensor]:
+        """{"loss": scalar, "loss/<term>": scalar}."""
+        means = self.sums / self.rows.where(self.rows > 0, torch.ones_like(self.rows))
+        terms = dict(zip(self.names, means.unbind(), strict=True))
+        with torch.no_grad():
+            loss = self.weighting(terms)
+        return {"loss": loss, **{f"loss/{name}": value for name, value in terms.items()}}
+
+
+class Judge(nn.Module):
+    """All metrics of all spaces, and the loss.
+
+    Args:
+        chain: the chain.
+        spaces: what is judged where.
+        metrics: one of each kind; copied for every space.
+        terms: the running means of the loss terms.
+    """
+
+    def __init__(self, chain: Chain, spaces: Spaces, metrics: Mapping[str, Metric], terms: TermMeans) -> None:
+        super().__init__()
+        self.chain = chain
+        self.spaces = dict(spaces)
+        self.metrics = nn.ModuleDict({s: nn.ModuleDict({n: m.clone() for n, m in metrics.items()}) for s in spaces})
+        self.terms = terms
+
+    @torch.no_grad()
+    def update(self, p: Probabilities, batch: Batch, objective: Objective) -> None:
+        """Judge one batch. Raises NonFiniteError for a prediction that is not finite."""
+        self.terms.update(Terms.of(objective, p, batch))
+        labels = Labels(self.chain, batch.labels)
+        for space, (stage, given, potential) in self.spaces.items():
+            scored = _scored(p, batch, labels, stage, given, potential)
+            for metric in self._of(space).values():
+                metric.update(scored)
+
+    def compute(self) -> dict[str, float]:
+        """{"loss": ..., "<space>/<metric>": ...}; NaN where something is undefined."""
+        found = {name: float(value) for name, value in self.terms.compute().items()}
+        for space in self.spaces:
+            for metric in self._of(space).values():
+                found |= {f"{space}/{name}": float(value) for name, value in metric.compute().items()}
+        return found
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.terms.reset()
+        for space in self.spaces:
+            for metric in self._of(space).values():
+                metric.reset()
+
+    def _of(self, space: str) -> dict[str, Metric]:
+        metrics: Any = self.metrics[space]
+        return dict(metrics.items())
+
+    def curves(self) -> dict[str, dict[str, list[float]]]:
+        """`{space: {predicted, observed, rows}}` of every calibration metric, for a picture."""
+        found = {}
+        for space in self.spaces:
+            for metric in self._of(space).values():
+                if hasattr(metric, "curve"):
+                    judged: Any = metric
+                    curve: Mapping[str, Tensor] = judged.curve()
+                    found[space] = {k: v.tolist() for k, v in curve.items()}
+        return found
+
+
+def _scored(
+    p: Probabilities, batch: Batch, labels: Labels, stage: str, given: str | None, potential: str | None
+) -> Scored:
+    """One probability beside its labels on the rows of its space."""
+    if potential is None:
+        label = labels.of(stage).float()
+        inside = (label >= 0) & (labels.of(given) == 1) if given else label >= 0
+    else:
+        label = batch.extras[potential].float()
+        inside = torch.isfinite(label)
+    rows = (inside & (batch.weights > 0)).nonzero().squeeze(1)
+    log_prob, log_not_prob = p.log_prob(stage, given), p.log_not_prob(stage, given)
+    return Scored(
+        log_prob[rows],
+        log_not_prob[rows],
+        label[rows],
+        batch.weights[rows],
+        {name: column[rows] for name, column in batch.extras.items()},
+    )
+
+
+def check_finite(loss: Tensor, total: Terms, where: str) -> None:
+    """Raise NonFiniteError naming the terms, unless the loss and the sums of all ranks are finite."""
+    if not (torch.isfinite(loss) & torch.isfinite(total.sums).all()):
+        values = ", ".join(f"{name} = {float(value):g}" for name, value in total.means().items())
+        raise NonFiniteError(
+            f"{where}: the loss is {float(loss):g} ({values}). The last checkpoint has finite weights. Lower optimizer.lr, or"
+            " look for extreme numbers among the features."
+        )

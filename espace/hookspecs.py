@@ -1,0 +1,63 @@
+"""The hooks through which parts reach espace: its own and a stranger's come in by the same door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("espace")
+hookimpl = pluggy.HookimplMarker("espace")
+
+
+class Register(Protocol):
+    """Gives a factory the name under which the YAML asks for it."""
+
+    def __call__(self, name: str, factory: Callable[..., Any]) -> None:
+        """Add one; its keyword-only parameters are its options in the YAML."""
+
+
+@hookspec
+def register_towers(register: Register) -> None:
+    """Add towers, built as `factory(spec, *, options)`: features in, one vector per row out."""
+
+
+@hookspec
+def register_sharing(register: Register) -> None:
+    """Add ways to share, built as `factory(spec, transitions, expert, *, options)`: features per transition out."""
+
+
+@hookspec
+def register_links(register: Register) -> None:
+    """Add links, built as `factory(chain, widths, *, options)`: a vector per transition in, a vector per transition out."""
+
+
+@hookspec
+def register_objectives(register: Register) -> None:
+    """Add objectives, built as `factory(chain, *, options)`: probabilities and labels in, terms of the loss out."""
+
+
+@hookspec
+def register_samplers(register: Register) -> None:
+    """Add samplers, which decide the rows and the row weights that training sees."""
+
+
+@hookspec
+def register_weightings(register: Register) -> None:
+    """Add weightings, which make one loss, or one gradient, of several terms."""
+
+
+@hookspec
+def register_stages(register: Register) -> None:
+    """Add stage kinds, which say how the outcome of a stage is distributed given its parent."""
+
+
+@hookspec
+def register_metrics(register: Register) -> None:
+    """Add metrics, which judge one probability against its labels."""
+
+
+@hookspec
+def register_readers(register: Register) -> None:
+    """Add readers, built as `factory(source, split, *, options)`, which give tables piece by piece."""

@@ -1,0 +1,283 @@
+"""Training with PyTorch Lightning: the module, the checkpoint files, the loggers, the trainer."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from torch import Tensor, nn
+
+from espace.batch import Batch
+from espace.checkpoint import read_checkpoint, write_checkpoint
+from espace.errors import ConfigError, NonFiniteError, did_you_mean
+from espace.evaluation import Judge, Objective, Terms, check_finite
+from espace.model import Model
+from espace.optim import LazyAdam, clip_grad_norm
+
+_OURS = {
+    "logger": "metrics always go to metrics.csv and TensorBoard in the run folder",
+    "callbacks": "write a plugin instead",
+    "plugins": "write a plugin instead",
+    "default_root_dir": "use --run-dir",
+    "enable_checkpointing": "checkpoints/best.ckpt and last.ckpt are always written",
+    "enable_model_summary": "espace show prints the modules",
+    "enable_progress_bar": "use --quiet",
+    "num_sanity_val_steps": "the audit looks at the validation rows before training",
+    "use_distributed_sampler": "the plan of batches does it",
+    "reload_dataloaders_every_n_epochs": "the plan of batches does it",
+    "fast_dev_run": "use max_steps",
+    "overfit_batches": "use limit_train_batches",
+}
+_NARROW = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
+_STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
+
+
+class Training(pl.LightningModule):
+    """One training step, one validation step, one optimiser.
+
+    Metrics are written where they are computed, since Lightning would write them after the callbacks: a checkpoint has
+    every line before it. The step of a line is the number of optimiser steps with it.
+
+    Args:
+        model: the model.
+        objective: `(probabilities, labels) -> {term: (value, rows)}`.
+        weighting: `{term: scalar} -> scalar`; its parameters are trained along.
+        judge: the metrics of validation.
+        optimizer: options of LazyAdam.
+        seed: every step's random numbers are drawn from (seed, step, rank), so that a resumed run draws the same.
+        artefact: plain values that travel in every checkpoint under "espace".
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        weighting: nn.Module,
+        judge: Judge,
+        optimizer: Mapping[str, Any],
+        seed: int,
+        artefact: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.weighting = weighting
+        self.judge = judge
+        self._optimizer = dict(optimizer)
+        self._seed = seed
+        self._artefact = dict(artefact)
+        self._window: Terms | None = None  # of all ranks, since the last line
+        self.told: dict[str, float] = {}  # the last value of every metric
+
+    def configure_optimizers(self) -> LazyAdam:
+        """Lazy Adam for tables, fused Adam for the rest."""
+        return LazyAdam(self.parameters(), **self._optimizer)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm over dense and sparse gradients together, without a pass over a table.
+
+        Raises NonFiniteError for a gradient that is not finite.
+        """
+        if gradient_clip_val:
+            norm = clip_grad_norm(self.parameters(), gradient_clip_val)
+            if norm.device.type == "cpu" and not torch.isfinite(norm):
+                raise NonFiniteError(
+                    f"step {self.global_step + 1}: the norm of the gradient is {float(norm):g}. The last checkpoint has finite"
+                    " weights. Lower optimizer.lr, or look for extreme numbers among the features."
+                )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Draw this step's random state from its number."""
+        step = self._progress.processed
+        torch.manual_seed(int(np.random.SeedSequence([self._seed, step, self.global_rank]).generate_state(1)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch. Raises NonFiniteError, on every rank, when it stops being finite."""
+        terms = Terms.of(self.objective, self.model(batch), batch)
+        total = terms.total()
+        loss: Tensor = self.weighting(terms.means(total))
+        logs = self._logs_now()
+        if logs or loss.device.type == "cpu":
+            check_finite(loss.detach(), total, f"step {self.global_step + 1}")
+        self._window = total if self._window is None else self._window + total
+        if logs:
+            self._tell_window(self._window)
+            self._window = None
+        return loss
+
+    def _logs_now(self) -> bool:
+        """Whether the optimiser's step comes with this batch, and a line with this step."""
+        trainer: Any = self.trainer
+        every: int = trainer.log_every_n_steps
+        return every > 0 and (self.global_step + 1) % every == 0 and not self.trainer.fit_loop._should_accumulate()
+
+    def _tell_window(self, window: Terms) -> None:
+        means = window.means()
+        with torch.no_grad():
+            loss = self.weighting(means)
+        terms = {f"train/loss/{name}": float(value) for name, value in means.items()}
+        self._tell({"train/loss": float(loss), **terms}, self.global_step + 1)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Judge one batch."""
+        self.judge.update(self.model(batch), batch, self.objective)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every probability's metrics in its own space."""
+        found = {f"val/{name}": value for name, value in self.judge.compute().items()}
+        self.judge.reset()
+        self._tell(found, self.global_step)
+
+    def _tell(self, found: dict[str, float], step: int) -> None:
+        """Show the values to callbacks, and write them."""
+        self.told |= found
+        epoch = (self._progress.ready - 1) // int(self.trainer.num_training_batches)
+        for logger in self.trainer.loggers if self.trainer.is_global_zero else ():
+            logger.log_metrics({**found, "epoch": epoch}, step)
+
+    @property
+    def _progress(self) -> Any:
+        """How many batches were begun (`ready`) and trained (`processed`), over all epochs."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put what prediction needs beside the weights, and where the metrics stand."""
+        checkpoint["espace"] = self._artefact
+        window = None if self._window is None else {"sums": self._window.sums, "rows": self._window.rows}
+        checkpoint["espace_metrics"] = {"window": window, "size": self._metrics.size()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the metrics as they stood: what the run wrote after the checkpoint is dropped."""
+        found = checkpoint["espace_metrics"]
+        if found["window"] is not None:
+            names = list(self.judge.terms.names)
+            self._window = Terms(names, *(found["window"][n].to(self.device) for n in ("sums", "rows")))
+        if self.trainer.is_global_zero:
+            self._metrics.cut(found["size"])
+
+    @property
+    def _metrics(self) -> MetricsFile:
+        return next(logger for logger in self.trainer.loggers if isinstance(logger, MetricsFile))
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Lightning's checkpoints through `espace.checkpoint`: whole or not at all, checked, never running code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write `checkpoint`. Raises RunError."""
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        """Read a checkpoint. Raises RunError."""
+        return read_checkpoint(Path(path), map_location or "cpu")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove it with its digest."""
+        for file in (Path(path), Path(f"{path}.sha256")):
+            file.unlink(missing_ok=True)
+
+
+class MetricsFile(Logger):
+    """`metrics.csv` with the columns step, epoch, name, value: one line a value, only ever appended."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """Lightning wants one."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Lightning wants one."""
+        return ""
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """config.yaml has them."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append."""
+        new = not self.path.exists() or not self.path.stat().st_size
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if new:
+                writer.writerow(["step", "epoch", "name", "value"])
+            epoch = int(metrics.get("epoch", 0))
+            writer.writerows([step, epoch, n, f"{float(v):.9g}"] for n, v in metrics.items() if n != "epoch")
+
+    def size(self) -> int:
+        """Bytes that are on the disk."""
+        if not self.path.exists():
+            return 0
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+        return self.path.stat().st_size
+
+    def cut(self, size: int) -> None:
+        """Drop what was written after the file had `size` bytes."""
+        if self.path.exists():
+            os.truncate(self.path, min(size, self.path.stat().st_size))
+
+
+def trainer_problems(options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the keys of `trainer:`, against Lightning's own signature."""
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", *_OURS}
+    found = [f"trainer.{k}: espace sets it; {_OURS[k]}." for k in options if k in _OURS]
+    unknown = [k for k in options if k not in known and k not in _OURS]
+    found += [f"trainer: Lightning's Trainer has no option '{k}'.{did_you_mean(k, known)}" for k in unknown]
+    if options.get("gradient_clip_algorithm") not in (None, "norm"):
+        found.append(
+            "trainer.gradient_clip_algorithm: only 'norm' is possible, over dense and sparse gradients together."
+        )
+    if str(options.get("precision")) in _NARROW:
+        found.append(
+            f"trainer.precision: with {options['precision']} the weights lose what a step adds. Set bf16-mixed: its weights"
+            " have 32 bits."
+        )
+    if options.get("strategy", "auto") not in _STRATEGIES:
+        found.append(
+            f"trainer.strategy: {options['strategy']!r} is not possible: every rank has whole tables, and runs the command"
+            f" itself. Known: {', '.join(_STRATEGIES)}."
+        )
+    return found
+
+
+def make_trainer(
+    options: Mapping[str, Any], callbacks: list[pl.Callback], folder: Path, resumed_at: int | None = None
+) -> pl.Trainer:
+    """Lightning's Trainer with espace's loggers and checkpoints. Raises ConfigError for an option it does not know.
+
+    resumed_at: the step from which a run goes on; what TensorBoard has of later ones is hidden.
+    """
+    if problems := trainer_problems(options):
+        raise ConfigError(problems)
+    purge = None if resumed_at is None else resumed_at + 1
+    board = TensorBoardLogger(folder, "tensorboard", version="", purge_step=purge)
+    try:
+        return pl.Trainer(
+            **{"log_every_n_steps": 20, "accelerator": "auto", **options},
+            num_sanity_val_steps=0,
+            logger=[MetricsFile(folder / "metrics.csv"), board],
+            callbacks=callbacks,
+            plugins=[SafeCheckpointIO()],
+            default_root_dir=folder,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            use_distributed_sampler=False,
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"trainer: Lightning refuses these options: {error}") from error

@@ -1,0 +1,1 @@
+"""Links: what flows between the towers along the chain. One idea per file."""

@@ -1,0 +1,67 @@
+"""The model: embedding -> sharing -> tower -> link -> head -> probabilities of the chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espace.batch import Batch
+from espace.chain import Chain
+from espace.features import FeatureSpec
+from espace.probability import Probabilities
+
+TowerFactory = Callable[[FeatureSpec], nn.Module]
+
+
+class Model(nn.Module):
+    """From a batch to every probability of `chain`.
+
+    Args:
+        chain: the chain.
+        embeddings: one module that all transitions share, under the name "shared", or one per transition (ESMM-NS).
+        sharing: `sharing(features) -> {transition: features}`, with `specs` per transition.
+        towers: `{transition: tower}`, with `out_features`.
+        link: `link({transition: (batch, width)}) -> the same`, with `widths` per transition.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        embeddings: Mapping[str, nn.Module],
+        sharing: nn.Module,
+        towers: Mapping[str, nn.Module],
+        link: Any,
+    ) -> None:
+        super().__init__()
+        self.chain = chain
+        self.embeddings = nn.ModuleDict(embeddings)
+        self.sharing = sharing
+        self.towers = nn.ModuleDict(towers)
+        self.link = link
+        self.heads = nn.ModuleDict({t.name: nn.Linear(link.widths[t.name], len(t.outcomes)) for t in chain.transitions})
+
+    def forward(self, batch: Batch) -> Probabilities:
+        """Every probability of every row."""
+        if "shared" in self.embeddings:
+            features = self.sharing(self.embeddings["shared"](batch))
+        else:
+            features = {name: embedding(batch) for name, embedding in self.embeddings.items()}
+        vectors = {name: tower(features[name]) for name, tower in self.towers.items()}
+        linked: Mapping[str, Tensor] = self.link(vectors)
+        return Probabilities(self.chain, {name: head(linked[name]) for name, head in self.heads.items()})
+
+    @torch.no_grad()
+    def start_at(self, outcomes: Mapping[str, list[int]]) -> None:
+        """Set every head's bias to the log-odds of its base rates, so that step 1 already predicts the mean.
+
+        outcomes: `{transition: rows of each class among rows whose parent happened}`, the last being else or nothing.
+        """
+        for name, counts in outcomes.items():
+            *named, nothing = counts
+            logits = [math.log((n + 1) / (nothing + 1)) for n in named]
+            head: Any = self.heads[name]
+            head.bias.copy_(torch.tensor(logits))

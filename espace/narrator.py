@@ -1,0 +1,68 @@
+"""How training goes: a progress bar on a terminal, and a line per validation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_REFRESH = 20  # steps
+
+
+class Narrator(pl.Callback):
+    """Shows the step, the training losses, rows per second, and the loss of every validation."""
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        self.console = console
+        self.quiet = quiet
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._since = 0.0
+        self._rows = 0
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Begin."""
+        self._since, self._rows = time.monotonic(), 0
+        if self.console.is_terminal and not self.quiet and trainer.is_global_zero:
+            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.description}"), console=self.console, refresh_per_second=4)
+            total = trainer.estimated_stepping_batches
+            self._task = self._bar.add_task("", total=None if total == float("inf") else int(total))
+            self._bar.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        """Move the bar, not at every step."""
+        self._rows += len(batch) * trainer.world_size
+        if self._bar is not None and trainer.global_step % _REFRESH == 0:
+            self._bar.update(self._task, completed=trainer.global_step, description=self._losses(module.told))
+
+    def _losses(self, told: Mapping[str, float]) -> str:
+        rate = self._rows / max(time.monotonic() - self._since, 1e-9)
+        found = {n.removeprefix("train/"): v for n, v in told.items() if n.startswith("train/loss")}
+        return "  ".join([*(f"{n} {v:.4f}" for n, v in found.items()), f"{rate:,.0f} rows/s"])
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """A line."""
+        if not trainer.is_global_zero:
+            return
+        aucs = {n.split("/")[1]: v for n, v in module.told.items() if n.startswith("val/") and n.endswith("/auc")}
+        told = "  ".join(f"{n} {v:.4f}" for n, v in aucs.items())
+        loss = module.told["val/loss"]
+        self.console.print(f"step {trainer.global_step:>6,}  validation loss {loss:.5f}  AUC: {told}", highlight=False)
+
+    def on_train_end(self, *_: Any) -> None:
+        """End."""
+        self._stop()
+
+    def on_exception(self, *_: Any) -> None:
+        """Leave the terminal as it was."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,1 @@
+"""Objectives: from probabilities and labels to loss terms. One idea per file."""

@@ -1,0 +1,274 @@
+"""What a person sees: tables, progress, pictures. Nothing here computes a result."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from espace.build import chain_of, labels_of, spaces_of, term_weights
+from espace.config import Config
+from espace.data.scan import Scan
+from espace.model import Model
+
+Curves = Mapping[str, Mapping[str, Mapping[str, list[float]]]]
+_COLUMNS = {
+    "rows": "rows",
+    "positives": "positives",
+    "auc": "AUC",
+    "log_loss": "log-loss",
+    "normalized_entropy": "NE",
+    "predicted_over_observed": "pred./obs.",
+}
+_PLAIN_WIDTH = 140  # of output that goes to a file or a pipe
+_ABBREVIATIONS = {
+    ("click",): "pCTR",
+    ("conversion",): "pCTCVR",
+    ("conversion", "click"): "pCVR",
+}
+
+
+class Report:
+    """Prints to the terminal, unless `quiet`."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        width = None if sys.stdout.isatty() else _PLAIN_WIDTH
+        self.console = Console(quiet=quiet, width=width, markup=False, highlight=False)
+        self._reading: Progress | None = None
+        self._bars: dict[str, Any] = {}
+
+    def warn(self, text: str) -> None:
+        """A line that asks for attention."""
+        self._tell(("Note:", "yellow"), f" {text}")
+
+    def _tell(self, *parts: str | tuple[str, str]) -> None:
+        """A line of text, each part as it is or in a style, which no console wraps: paths in it can be copied."""
+        self.console.print(Text.assemble(*parts), soft_wrap=True)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """The bar of the pass over the data."""
+        if self.quiet or not self.console.is_terminal:
+            return
+        if self._reading is None:
+            columns = (
+                TextColumn("reading {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._reading = Progress(*columns, console=self.console, transient=True)
+            self._reading.start()
+        if what not in self._bars:
+            self._bars[what] = self._reading.add_task(what, total=total)
+        self._reading.update(self._bars[what], completed=done)
+
+    def done_reading(self) -> None:
+        """Take the bar away."""
+        if self._reading is not None:
+            self._reading.stop()
+        self._reading, self._bars = None, {}
+
+    def audit(self, config: Config, objective: Any, scans: Mapping[str, Scan]) -> None:
+        """Rates of every stage, violations, unknown labels, and which rows feed which loss term."""
+        self.done_reading()
+        self.console.print(_stages_table(config, scans))
+        self.console.print(_terms_table(config, objective, scans["train"]))
+
+    def start(self, config: Config, model: Model, folder: Path, precision: str) -> None:
+        """What is about to be trained, and where it goes."""
+        parameters = sum(p.numel() for p in model.parameters())
+        tables = sum(p.numel() for n, p in model.named_parameters() if ".tables." in n)
+        what = (
+            f": {parameters:,} parameters, {tables:,} of them in embedding tables; precision {precision}; run folder "
+        )
+        self._tell((config.name or "model", "bold"), what, (str(folder), "bold"))
+
+    def narrator(self) -> Any:
+        """A Lightning callback that tells how training goes: a bar on a terminal, a line per validation elsewhere."""
+        from espace.narrator import Narrator
+
+        return Narrator(self.console, self.quiet)
+
+    def stopped(self, folder: Path, step: int) -> None:
+        """A signal came."""
+        self._tell(f"\nStopped after step {step}; everything is saved. Go on with\n    espace fit --resume {folder}")
+
+    def results(self, config: Config, part: str, metrics: Mapping[str, float]) -> None:
+        """One row per probability, each judged in its own space; then what looks wrong."""
+        self.console.print(_results_table(config, part, metrics))
+        for line in suspicious(config, metrics):
+            self.warn(f"{part}: {line}")
+
+    def figures(self, folder: Path, curves: Curves) -> None:
+        """Learning curves, and calibration of every probability."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        (folder / "figures").mkdir(exist_ok=True)
+        _draw_learning(folder / "metrics.csv", folder / "figures" / "learning_curves.png")
+        for part, spaces in curves.items():
+            _draw_calibration(spaces, folder / "figures" / f"calibration_{part}.png")
+
+    def finished(self, folder: Path) -> None:
+        """Where everything went and what to do with it."""
+        self._tell(
+            "Run folder: ",
+            (str(folder), "bold"),
+            " (config.yaml, results.json, metrics.csv, tensorboard, checkpoints, vocabulary, figures)\n",
+            f"Predict with: espace predict {folder} --data FILE --out predictions.parquet",
+        )
+
+
+def _stages_table(config: Config, scans: Mapping[str, Scan]) -> Table:
+    chain, labels = chain_of(config), labels_of(config)
+    table = Table(title="Labels", title_justify="left", box=SIMPLE)
+    for name in ("part", "stage", "label", "known rows", "positives", "rate", "given parent", "unknown", "violations"):
+        _add_column(table, name, text=name in ("part", "stage", "label"))
+    for part, scan in scans.items():
+        table.add_row(
+            part, chain.root, "", f"{scan.tally.rows:,}", f"{scan.tally.rows:,}", "", "", "", "", style="bold"
+        )
+        for stage, tally in scan.tally.stages.items():
+            label = labels.get(stage, "(else)")
+            broken = scan.tally.violations.get(stage, 0)
+            rates = (_percent(tally.positives, tally.known), _percent(tally.positives, tally.reached))
+            table.add_row(
+                "",
+                stage,
+                label,
+                f"{tally.known:,}",
+                f"{tally.positives:,}",
+                *rates,
+                f"{tally.unknown:,}",
+                f"{broken:,}",
+            )
+    return table
+
+
+def _terms_table(config: Config, objective: Any, scan: Scan) -> Table:
+    weights = term_weights(config, objective)
+    table = Table(title=f"Which rows feed which loss term ({config.objective.type})", title_justify="left", box=SIMPLE)
+    for name in ("term", "judged on", "rows", "positives", "divided by", "weight"):
+        _add_column(table, name, text=name not in ("rows", "positives", "weight"))
+    for name, term in objective.terms.items():
+        tallies = [scan.tally.stages[s] for s in term.stages]
+        rows = tallies[0].known if term.given is None else tallies[0].reached
+        positives = sum(t.positives for t in tallies)
+        table.add_row(name, term.rows, f"{rows:,}", f"{positives:,}", term.divisor, f"{weights[name]:g}")
+    return table
+
+
+def _results_table(config: Config, part: str, metrics: Mapping[str, float]) -> Table:
+    table = Table(title=f"Results on {part} (loss {metrics['loss']:.5f})", title_justify="left", box=SIMPLE)
+    _add_column(table, "probability", text=True)
+    _add_column(table, "judged on", text=True)
+    values = list(dict.fromkeys(name.split("/")[1] for name in metrics if not name.startswith("loss")))
+    shown = [*(v for v in _COLUMNS if v in values), *(v for v in values if v not in _COLUMNS and v != "ece")]
+    for value in shown:
+        _add_column(table, _COLUMNS.get(value, value.replace("_", " ")), text=False)
+    for space, (stage, given, potential) in spaces_of(config).items():
+        short = None if potential else _ABBREVIATIONS.get((stage,) if given is None else (stage, given))
+        rows = f"{given} = 1" if given else "all rows"
+        rows = "all rows, potential outcome" if potential else rows
+        cells = [_number(value, metrics.get(f"{space}/{value}", math.nan)) for value in shown]
+        table.add_row(f"{space} ({short})" if short else space, rows, *cells)
+    return table
+
+
+def _add_column(table: Table, name: str, *, text: bool) -> None:
+    """Words may be wrapped, figures never."""
+    table.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+
+
+def _number(name: str, value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    if name in ("rows", "positives") or name.endswith("_groups"):
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if name == "predicted_over_observed" else f"{value:.4f}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.3%}" if whole else "-"
+
+
+def suspicious(config: Config, metrics: Mapping[str, float]) -> list[str]:
+    """Towers that look dead: at chance, constant, or off by more than a factor of 2."""
+    found = []
+    for space in spaces_of(config):
+        auc, ratio = (metrics.get(f"{space}/{v}", math.nan) for v in ("auc", "predicted_over_observed"))
+        rows, positives = (metrics.get(f"{space}/{v}", math.nan) for v in ("rows", "positives"))
+        noise = math.sqrt((rows + 1) / (12 * positives * (rows - positives))) if 0 < positives < rows else math.nan
+        if auc == 0.5:
+            found.append(f"{space} is the same for all rows: its tower has learnt nothing but the base rate.")
+        elif abs(auc - 0.5) < 2 * noise:
+            found.append(
+                f"the AUC of {space}, {auc:.4f}, is within noise (0.5 +- {2 * noise:.4f}) of chance. Its tower may be dead: train"
+                " longer, monitor this probability, or give its term more weight."
+            )
+        if ratio > 2 or ratio < 0.5:
+            found.append(
+                f"{space} predicts {ratio:.2f} times what was observed. Were the rows sampled, or is the time another?"
+            )
+    return found
+
+
+def _read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for line in csv.DictReader(file):
+                steps, values = found.setdefault(line["name"], ([], []))
+                steps.append(int(line["step"]))
+                values.append(float(line["value"]))
+    return found
+
+
+def _draw_learning(metrics: Path, target: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    found = _read_metrics(metrics)
+    figure, (losses, aucs) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    for name, (steps, values) in found.items():
+        if name in ("train/loss", "val/loss"):
+            losses.plot(steps, values, marker="o" if name.startswith("val") else None, label=name)
+        elif name.endswith("/auc"):
+            aucs.plot(steps, values, marker="o", label=name.split("/")[1])
+    for axes, title in ((losses, "loss"), (aucs, "validation AUC, each in its own space")):
+        axes.set(title=title, xlabel="step")
+        if axes.lines:
+            axes.legend(fontsize=8)
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
+
+
+def _draw_calibration(spaces: Mapping[str, Mapping[str, list[float]]], target: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    width = min(len(spaces), 3)
+    height = -(-len(spaces) // width) if width else 1
+    figure, axes = plt.subplots(
+        height, max(width, 1), figsize=(4 * max(width, 1), 3.6 * height), squeeze=False, constrained_layout=True
+    )
+    for plot in axes.flat[len(spaces) :]:
+        plot.set_axis_off()
+    for plot, (space, curve) in zip(axes.flat, spaces.items(), strict=False):
+        pairs = [(p, o) for p, o in zip(curve["predicted"], curve["observed"], strict=True) if p > 0 and o == o]
+        if pairs:
+            highest = max(max(pair) for pair in pairs)
+            plot.plot([0, highest], [0, highest], color="0.7", linewidth=1)
+            plot.plot(*zip(*pairs, strict=True), marker="o", markersize=4)
+        plot.set(title=space, xlabel="predicted", ylabel="observed")
+        plot.title.set_fontsize(9)
+    figure.savefig(target, dpi=120)
+    plt.close(figure)

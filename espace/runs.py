@@ -1,0 +1,278 @@
+"""A run folder: what training left behind, and what can be done with it: predict, evaluate."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+import espace.config as configuration
+from espace.build import build_encoder, build_model
+from espace.checkpoint import read_checkpoint
+from espace.config import Config
+from espace.data.encode import Encoder, learnt_from_state
+from espace.data.readers import Reader
+from espace.data.vocabulary import Vocabulary
+from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
+from espace.model import Model
+from espace.plugins import Registry
+from espace.plugins import load as load_plugins
+
+PACKAGES = (
+    "espace",
+    "torch",
+    "pytorch-lightning",
+    "torchmetrics",
+    "omegaconf",
+    "pluggy",
+    "pyarrow",
+    "numpy",
+    "pydantic",
+)
+_ROWS = 16_384  # predicted at a time
+_READ = "which the model reads"
+
+
+def artefact_of(config: Config, encoder: Encoder) -> dict[str, Any]:
+    """What a checkpoint needs beside the weights to predict: plain values and tensors only."""
+    return {"format": 1, "config": config.to_dict(), "encoder": _tensors(encoder.state())}
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _tensors(v) for k, v in value.items()}
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+
+def _arrays(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _arrays(v) for k, v in value.items()}
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
+class Run:
+    """A trained model with its encoder: from a run folder, or from a checkpoint file alone.
+
+    Attributes: config, registry, encoder, model (in eval mode), folder (None for a lone checkpoint).
+    """
+
+    def __init__(self, config: Config, registry: Registry, encoder: Encoder, model: Model, folder: Path | None) -> None:
+        self.config = config
+        self.registry = registry
+        self.encoder = encoder
+        self.model = model
+        self.folder = folder
+
+    def predict(self, table: pa.Table | Any) -> pa.Table:
+        """Every probability of every row, `p_<stage>` and `p_<stage>_given_<parent>`, float64, rows in the order of `table`.
+
+        `table` is a pyarrow Table, or anything with columns that pyarrow takes (a pandas DataFrame, a dict of lists).
+        Raises DataError for a missing column or a value that cannot be read.
+        """
+        table = _as_table(table)
+        check_columns("the table", self.encoder.columns(labels=False), table.column_names, _READ)
+        return self._predict(table, "the table")
+
+    def _predict(self, table: pa.Table, where: str) -> pa.Table:
+        """Some rows at a time, so that memory is bounded."""
+        starts = range(0, max(table.num_rows, 1), _ROWS)
+        return pa.concat_tables([self._predict_part(table.slice(at, _ROWS), where, at) for at in starts])
+
+    @torch.no_grad()
+    def _predict_part(self, table: pa.Table, where: str, first: int) -> pa.Table:
+        p = self.model(self.encoder.encode(table, where, labels=False, first=first))
+        addresses = self.model.chain.addresses
+        columns = {f"p_{n}": p.log_prob(*address).double().exp().numpy() for n, address in addresses.items()}
+        for name, values in columns.items():
+            if not np.isfinite(values).all():
+                row = first + int(np.isfinite(values).argmin())
+                raise NonFiniteError(f"{where}, row {row}: {name} is NaN. Look for huge numbers among its features.")
+        return pa.table(columns)
+
+    def predict_file(self, reader: Reader, out: Path, keep: Sequence[str] | None = None) -> Iterator[int]:
+        """Stream predictions of all rows of `reader` to a Parquet file, in their order, beside the columns in `keep` (None:
+        all). Yields the rows done so far. The file appears under its name when it is complete.
+
+        Raises DataError naming file and row group for what cannot be read, RunError when `out` cannot be written.
+        """
+        names, sources = reader.schema.names, {Path(piece.source).resolve() for piece in reader.pieces}
+        keep = list(dict.fromkeys(names if keep is None else keep))
+        check_columns(reader.pieces[0].source, self.encoder.columns(labels=False), names, _READ)
+        check_columns(reader.pieces[0].source, keep, names, "which --keep names")
+        if out.is_dir() or out.resolve() in sources:
+            what = "a folder" if out.is_dir() else "a file that is read"
+            raise RunError(f"{out}: it is {what}, and predictions go to a file of their own. Choose another --out.")
+        with writing(out, "--out"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            yield from self._write_predictions(reader, out, keep)
+
+    def _write_predictions(self, reader: Reader, out: Path, keep: Sequence[str]) -> Iterator[int]:
+        partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+        writer, done = None, 0
+        try:
+            for piece in reader.pieces:
+                part = self._predict_piece(reader, piece, keep)
+                writer = writer or pq.ParquetWriter(partial, part.schema)
+                writer.write_table(part)
+                done += part.num_rows
+                yield done
+            assert writer is not None, "a reader has at least one piece"
+            writer.close()
+            partial.replace(out)
+        finally:
+            if writer is not None:
+                writer.close()
+            partial.unlink(missing_ok=True)
+
+    def _predict_piece(self, reader: Reader, piece: Any, keep: Sequence[str]) -> pa.Table:
+        """The kept columns of a piece, those of `--keep` in its order, and its probabilities, which replace old ones."""
+        table = reader.read(piece, [*keep, *self.encoder.columns(labels=False)])
+        predicted = self._predict(table, str(piece))
+        kept = table.select([c for c in keep if c not in predicted.column_names])
+        for name in predicted.column_names:
+            kept = kept.append_column(name, predicted[name])
+        return kept
+
+
+def check_columns(where: str, wanted: Sequence[str], found: Sequence[str], why: str) -> None:
+    """Raise DataError naming every column that is missing, with the nearest names."""
+    missing = [c for c in dict.fromkeys(wanted) if c not in found]
+    if missing:
+        raise DataError(
+            "\n".join(f"{where}: there is no column '{c}', {why}.{did_you_mean(c, found)}" for c in missing)
+        )
+
+
+def _as_table(table: Any) -> pa.Table:
+    try:
+        return _converted(table)
+    except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
+        what = f"the table: a {type(table).__name__} cannot be read as columns: {error}"
+        raise DataError(f"{what}. Give a pyarrow Table, a data frame, or a dict of lists of one length.") from error
+
+
+def _converted(table: Any) -> pa.Table:
+    if isinstance(table, pa.Table):
+        return table
+    if isinstance(table, pa.RecordBatch):
+        return pa.Table.from_batches([table])
+    if isinstance(table, Mapping):
+        return pa.table(dict(table))
+    if hasattr(table, "__arrow_c_stream__"):
+        return pa.table(table)
+    return pa.Table.from_pandas(table, preserve_index=False)
+
+
+def load(path: str | Path, checkpoint: str = "best", plugins: Sequence[str] = ()) -> Run:
+    """Load a run folder (its `checkpoints/best.ckpt`, or the one named) or a checkpoint file alone; no YAML is needed.
+
+    Raises RunError when there is none, or it is damaged, or was written by something else.
+    """
+    place = Path(path)
+    if not place.exists() or place.is_dir():
+        config_file(place)
+    file = place / "checkpoints" / f"{checkpoint}.ckpt" if place.is_dir() else place
+    content = read_checkpoint(file)
+    if "espace" not in content:
+        raise RunError(f"{file}: it was not written by espace {importlib.metadata.version('espace')} or later.")
+    artefact = content["espace"]
+    values = artefact["config"]
+    registry = load_plugins([*values.get("plugins", []), *plugins])
+    config = Config.from_dict(values, registry)
+    tables, numbers = learnt_from_state(_arrays(artefact["encoder"]))
+    encoder = build_encoder(config, tables, numbers)
+    model = build_model(config, registry, encoder.layout)
+    weights = {k[len("model.") :]: v for k, v in content["state_dict"].items() if k.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(
+            f"{file}: its weights do not fit the model that is built now: {' '.join(str(error).split())}. Use the plugins as"
+            " they were when it was trained; versions.json has the packages."
+        ) from error
+    return Run(config, registry, encoder, model.eval(), place if place.is_dir() else None)
+
+
+def config_file(run: Path) -> Path:
+    """The configuration in a run folder. Raises RunError where there is none."""
+    path = run / "config.yaml"
+    if path.exists():
+        return path
+    if not run.exists():
+        raise RunError(f"{run}: there is no such run folder or checkpoint.{_runs_nearby(run)}")
+    raise RunError(f"{run}: it is no run folder, there is no config.yaml in it.{_runs_inside(run)}")
+
+
+def _runs_inside(folder: Path) -> str:
+    runs = sorted(str(p.parent) for p in folder.glob("*/config.yaml"))
+    return f" Below it are {', '.join(runs[-3:])}." if runs else " Train one with espace fit."
+
+
+def _runs_nearby(place: Path) -> str:
+    runs = [p.parent.name for p in place.parent.glob("*/config.yaml")] if place.parent.is_dir() else []
+    return did_you_mean(place.name, runs) or " Train one with espace fit."
+
+
+def new_folder(config: Config, asked: Path | None, stamp: str) -> Path:
+    """The folder of a new run: `asked`, or runs/<name>/<stamp>. Raises RunError when it already holds something."""
+    folder = asked or Path("runs") / (config.name or "run") / stamp
+    with writing(folder, "--run-dir"):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(
+                f"{folder}: it exists and is not empty. Go on with it by espace fit --resume {folder}, or choose another"
+                " --run-dir."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Leave no empty folder behind a run that did not begin."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+@contextmanager
+def writing(path: Path, option: str) -> Iterator[None]:
+    """Turns what the file system says into a RunError; `option` is where the user chose the path."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path}: it cannot be written: {error.strerror or error}. Choose another {option}, or make room for it."
+        ) from error
+
+
+def write_start(folder: Path, config: Config, encoder: Encoder) -> None:
+    """Write what is known before training: config.yaml, versions.json, vocabularies."""
+    configuration.save(config, folder / "config.yaml")
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    (folder / "versions.json").write_text(
+        json.dumps({"python": platform.python_version(), **versions}, indent=2) + "\n"
+    )
+    for name, table in encoder.tables.items():
+        if isinstance(table, Vocabulary):
+            table.save(folder / "vocabulary" / f"{name}.parquet")
+
+
+def write_results(folder: Path, results: Mapping[str, float], name: str = "results.json") -> None:
+    """Write final metrics by name; what is undefined is null. Raises RunError when it cannot."""
+    values = {k: (v if np.isfinite(v) else None) for k, v in results.items()}
+    with writing(folder / name, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n")

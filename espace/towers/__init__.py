@@ -1,0 +1,1 @@
+"""Towers: features of a row in, one vector out. One idea per file."""

@@ -1,0 +1,1 @@
+"""Weightings: from loss terms to one loss. One idea per file."""

@@ -1,0 +1,1 @@
+"""Timings and memory, by hand: not part of the tests."""

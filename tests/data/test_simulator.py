@@ -1,0 +1,349 @@
+"""The laws of the simulated funnel: its truth is the truth of its draws, and every knob moves one thing."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from espace.data import simulator
+from espace.data.simulator import Simulator
+from espace.errors import ConfigError, DataError
+
+ROWS = 300_000
+SMALL: dict[str, Any] = {"users": 40, "items": 30, "piece_rows": 700}
+CHANGES: dict[str, Any] = {
+    "seed": 1,
+    "users": 4_999,
+    "items": 1_999,
+    "rho": 0.4,
+    "kappa": 1.0,
+    "tau": 1.0,
+    "gamma": 0.5,
+    "delta": 0.5,
+    "click_rate": 0.2,
+    "conversion_rate": 0.2,
+    "user_skew": 0.5,
+    "item_skew": 0.5,
+    "latent": 5,
+    "group_share": 0.4,
+    "exposure": "uniform",
+    "piece_rows": 1_000,
+}
+
+
+def read(reader: Simulator, *columns: str) -> pa.Table:
+    return pa.concat_tables([reader.read(piece, columns or reader.schema.names) for piece in reader.pieces])
+
+
+def simulate(rows: int = ROWS, split: str = "test", **options: Any) -> dict[str, np.ndarray]:
+    table = read(Simulator(rows, split, **options))
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def auc(score: np.ndarray, label: np.ndarray) -> float:
+    """The share of pairs in the right order; scores without ties."""
+    ranks = np.argsort(np.argsort(score)) + 1
+    positives = label.sum()
+    return (ranks[label == 1].sum() - positives * (positives + 1) / 2) / (positives * (len(label) - positives))
+
+
+def deviations(label: np.ndarray, truth: np.ndarray, bins: int = 20) -> np.ndarray:
+    """How many standard errors the labels are from their probabilities, in bins of equal size, (bins,)."""
+    order = np.argsort(truth, kind="stable")
+    parts = [(label[i], truth[i]) for i in np.array_split(order, bins)]
+    return np.array([(y - p).sum() / np.sqrt((p * (1 - p)).sum()) for y, p in parts])
+
+
+def gap(rows: dict[str, np.ndarray]) -> float:
+    """Mean probability to convert of clicked impressions less that of all."""
+    q = rows["true_conversion_given_do_click"]
+    return np.average(q, weights=rows["true_click"]) - q.mean()
+
+
+def truths(rows: dict[str, np.ndarray]) -> dict[tuple[int, int, int], tuple[float, float]]:
+    """The true probabilities of each user, item and context that occurs."""
+    keys = zip(*(rows[c].tolist() for c in ("user_id", "item_id", "context")), strict=True)
+    values = zip(rows["true_click"].tolist(), rows["true_conversion"].tolist(), strict=True)
+    return dict(zip(keys, values, strict=True))
+
+
+@pytest.fixture(scope="module")
+def default() -> dict[str, np.ndarray]:
+    return simulate()
+
+
+@pytest.fixture(scope="module")
+def confounded() -> dict[str, np.ndarray]:
+    return simulate(gamma=1.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gamma": 1.0},
+        {"rho": -0.8},
+        {"kappa": 2.0, "delta": 1.5},
+        {"click_rate": 0.02, "conversion_rate": 0.5},
+        {"seed": 7, "click_rate": 0.6, "conversion_rate": 0.03},
+    ],
+    ids=str,
+)
+def test_clicks_and_conversions_are_as_frequent_as_asked_for(options: dict[str, Any]) -> None:
+    rows = simulate(**options)
+    clicked = rows["click"] == 1
+    assert rows["click"].mean() == pytest.approx(options.get("click_rate", 0.1), rel=0.03)
+    assert rows["conversion"][clicked].mean() == pytest.approx(options.get("conversion_rate", 0.15), rel=0.08)
+    assert rows["true_conversion"].sum() / rows["true_click"].sum() == pytest.approx(
+        options.get("conversion_rate", 0.15), rel=0.02
+    )
+
+
+@pytest.mark.parametrize("world", ["default", "confounded"])
+def test_every_label_is_a_draw_of_its_truth_in_its_own_space(world: str, request: pytest.FixtureRequest) -> None:
+    rows = request.getfixturevalue(world)
+    clicked = rows["click"] == 1
+    pairs = [
+        (rows["click"], rows["true_click"]),
+        (rows["conversion"], rows["true_conversion"]),
+        (rows["conversion"][clicked], rows["true_conversion_given_click"][clicked]),
+        (rows["potential_conversion"], rows["true_conversion_given_do_click"]),
+    ]
+    for label, truth in pairs:
+        z = deviations(label, truth)
+        assert np.abs(z).max() < 4
+        assert (z**2).mean() < 2.3  # the 0.999 quantile of chi-squared with 20 degrees of freedom, over 20
+
+
+def test_the_truths_obey_the_chain_rule_and_are_probabilities(confounded: dict[str, np.ndarray]) -> None:
+    p, q = confounded["true_click"], confounded["true_conversion_given_click"]
+    np.testing.assert_allclose(p * q, confounded["true_conversion"], rtol=1e-12)
+    for name in (n for n in confounded if n.startswith("true_")):
+        assert confounded[name].min() > 0
+        assert confounded[name].max() < 1
+
+
+def test_a_conversion_is_a_click_whose_potential_conversion_is_one(default: dict[str, np.ndarray]) -> None:
+    assert np.array_equal(default["conversion"], default["click"] * default["potential_conversion"])
+    assert default["potential_conversion"][default["click"] == 0].sum() > 1_000
+
+
+@pytest.mark.parametrize("rho", [-1.0, -0.5, 0.5, 1.0])
+def test_the_sign_of_rho_is_the_sign_of_the_gap_between_clicked_and_all_impressions(rho: float) -> None:
+    rows = simulate(100_000, rho=rho)
+    clicked = rows["click"] == 1
+    drawn = rows["potential_conversion"][clicked].mean() - rows["potential_conversion"].mean()
+    assert np.sign(gap(rows)) == np.sign(drawn) == np.sign(rho)
+    assert abs(gap(rows)) > 0.03
+
+
+def test_without_rho_and_gamma_clicked_impressions_convert_like_all() -> None:
+    assert abs(gap(simulate(rho=0.0))) < 0.004
+
+
+def test_the_wishes_correlate_by_rho_where_the_logits_have_the_deviations_kappa_and_tau() -> None:
+    rows = simulate(rho=-0.3, kappa=0.8, tau=1.6)
+    click, convert = (np.log(p / (1 - p)) for p in (rows["true_click"], rows["true_conversion_given_click"]))
+    assert np.corrcoef(click, convert)[0, 1] == pytest.approx(-0.3, abs=0.02)
+    assert (click.std(), convert.std()) == pytest.approx((0.8, 1.6), rel=0.02)
+
+
+def test_only_a_hidden_common_cause_separates_the_two_estimands(
+    default: dict[str, np.ndarray], confounded: dict[str, np.ndarray]
+) -> None:
+    names = ("true_conversion_given_click", "true_conversion_given_do_click")
+    observed, forced = (default[name] for name in names)
+    np.testing.assert_allclose(observed, forced, rtol=1e-12)
+    observed, forced = (confounded[name] for name in names)
+    assert (observed > forced).all()
+    assert observed.mean() > 1.5 * forced.mean()
+
+
+@pytest.mark.parametrize("gamma", [1.0, 3.0])
+def test_the_means_over_the_hidden_cause_agree_with_an_integral_on_a_fine_grid(gamma: float) -> None:
+    def sigmoid(x: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-x))
+
+    a, b = np.meshgrid(np.linspace(-8, 4, 7), np.linspace(-8, 4, 7))
+    grid = np.linspace(-10, 10, 4_001)
+    density = np.exp(-(grid**2) / 2) / np.exp(-(grid**2) / 2).sum()
+    quick, exact = (
+        sum(w * np.stack([sigmoid(a + gamma * h), sigmoid(a + gamma * h) * sigmoid(b + gamma * h)]) for h, w in pairs)
+        for pairs in (simulator._nodes(gamma), zip(grid, density, strict=True))
+    )
+    np.testing.assert_allclose(quick[1] / quick[0], exact[1] / exact[0], atol=1e-4)
+
+
+def test_without_kappa_every_impression_is_clicked_alike_and_clicks_select_nothing() -> None:
+    rows = simulate(100_000, kappa=0.0)
+    np.testing.assert_allclose(rows["true_click"], 0.1, rtol=1e-6)
+    assert abs(gap(rows)) < 1e-12
+
+
+def test_without_tau_every_click_converts_alike() -> None:
+    np.testing.assert_allclose(simulate(1_000, tau=0.0)["true_conversion_given_click"], 0.15, rtol=1e-6)
+
+
+def test_delta_changes_conversions_of_seldom_clicked_items_alone() -> None:
+    plain, ruled = (simulate(20_000, delta=d, items=30) for d in (0.0, 1.5))
+    q, r = (rows["true_conversion_given_click"] for rows in (plain, ruled))
+    change = np.log(r / (1 - r)) - np.log(q / (1 - q))
+    by_item = [change[plain["item_id"] == i].std() for i in range(1, 31)]
+    clicks = [plain["true_click"][plain["item_id"] == i].mean() for i in range(1, 31)]
+    changed = np.array(by_item) > 1e-6
+    assert 5 < changed.sum() < 25
+    assert np.mean(np.array(clicks)[changed]) < np.mean(np.array(clicks)[~changed])
+    assert np.array_equal(plain["click"], ruled["click"])
+
+
+def test_with_all_of_the_variance_in_groups_ids_tell_nothing_more() -> None:
+    rows = simulate(20_000, group_share=1.0)
+    cells = (rows["user_group"] * 16 + rows["item_category"]) * 8 + rows["context"]
+    for truth in (rows["true_click"], rows["true_conversion"]):
+        first = dict(zip(cells[::-1].tolist(), truth[::-1].tolist(), strict=True))
+        np.testing.assert_allclose(truth, [first[cell] for cell in cells.tolist()], rtol=1e-9)
+
+
+def test_knobs_of_conversion_leave_visits_and_clicks_as_they_are() -> None:
+    plain = simulate(5_000)
+    for options in ({"rho": -0.5}, {"tau": 2.0}, {"delta": 1.0}, {"conversion_rate": 0.3}):
+        changed = simulate(5_000, **options)
+        for name in ("user_id", "item_id", "context", "user_group", "item_category", "click", "true_click"):
+            assert np.array_equal(plain[name], changed[name]), (options, name)
+        assert not np.array_equal(plain["true_conversion"], changed["true_conversion"])
+
+
+def test_a_piece_read_alone_equals_the_same_piece_read_in_sequence() -> None:
+    reader = Simulator(3_000, "train", **SMALL)
+    assert [p.rows for p in reader.pieces] == [700, 700, 700, 700, 200]
+    in_sequence = [reader.read(piece, reader.schema.names) for piece in reader.pieces]
+    for index in (3, 0, 4):
+        simulator._world.cache_clear()
+        alone = pickle.loads(pickle.dumps(Simulator(3_000, "train", **SMALL)))
+        assert alone.read(alone.pieces[index], reader.schema.names).equals(in_sequence[index])
+    assert np.array_equal(pa.concat_tables(in_sequence)["row"].to_numpy(), np.arange(3_000))
+
+
+def test_more_rows_leave_the_first_ones_as_they_are() -> None:
+    few, many = (read(Simulator(rows, "train", gamma=1.0, **SMALL)) for rows in (1_000, 5_000))
+    assert many.slice(0, 1_000).equals(few)
+
+
+def test_pieces_and_splits_and_seeds_differ_in_their_rows() -> None:
+    first, second = (simulate(1_400, "train", **SMALL)["user_id"][i : i + 700] for i in (0, 700))
+    other_split, other_seed = simulate(700, "test", **SMALL)["user_id"], simulate(700, seed=1, **SMALL)["user_id"]
+    for one, other in ((first, second), (first, other_split), (other_split, other_seed)):
+        assert (one == other).mean() < 0.2
+
+
+def test_splits_of_any_size_and_exposure_share_one_world() -> None:
+    train = truths(simulate(50_000, "train", gamma=1.0, **SMALL))
+    for rows in (simulate(3_000, "test", gamma=1.0, **SMALL), simulate(3_000, gamma=1.0, exposure="uniform", **SMALL)):
+        known = {key: value for key, value in truths(rows).items() if key in train}
+        assert len(known) > 1_000
+        assert known == {key: train[key] for key in known}
+
+
+def test_logged_exposure_follows_zipf_and_uniform_exposure_shows_all_alike() -> None:
+    options: dict[str, Any] = {"users": 50, "items": 50, "user_skew": 0.6, "item_skew": 1.2}
+    logged, uniform = (simulate(200_000, exposure=e, **options) for e in ("logged", "uniform"))
+    for name, skew in (("user_id", 0.6), ("item_id", 1.2)):
+        expected = np.arange(1, 51.0) ** -skew
+        shares = np.sort(np.bincount(logged[name], minlength=51)[1:])[::-1] / 200_000
+        np.testing.assert_allclose(shares, expected / expected.sum(), rtol=0.1)
+        np.testing.assert_allclose(np.bincount(uniform[name])[1:] / 200_000, 1 / 50, rtol=0.1)
+
+
+def test_ids_start_at_one_and_do_not_reveal_by_their_order_who_is_seen_most(default: dict[str, np.ndarray]) -> None:
+    for name, number in (("user_id", 5_000), ("item_id", 2_000)):
+        counts = np.bincount(default[name], minlength=number + 1)
+        assert (counts[0], len(counts)) == (0, number + 1)
+        assert abs(np.corrcoef(np.arange(1, number + 1), np.log1p(counts[1:]))[0, 1]) < 0.08
+    assert [len(np.unique(default[c])) for c in ("user_group", "item_category", "context")] == [16, 16, 8]
+
+
+def test_some_columns_equal_those_of_the_full_read_in_the_order_asked_for() -> None:
+    reader = Simulator(2_000, "test", gamma=0.7, **SMALL)
+    whole = reader.read(reader.pieces[1], reader.schema.names)
+    assert whole.schema == reader.schema
+    for columns in (["true_click", "user_id"], ["conversion"], ["context", "row"], list(reversed(whole.column_names))):
+        assert reader.read(reader.pieces[1], columns).equals(whole.select(columns))
+
+
+def test_the_options_are_the_keyword_only_parameters_and_each_changes_the_fingerprint() -> None:
+    parameters = inspect.signature(Simulator).parameters.values()
+    assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} == set(CHANGES)
+    readers = [Simulator(1_000, "train"), Simulator(1_001, "train"), Simulator(1_000, "test")]
+    readers += [Simulator(1_000, "train", **{name: value}) for name, value in CHANGES.items()]
+    assert len({r.fingerprint for r in readers}) == len(readers)
+    assert Simulator(1_000, "train").fingerprint == readers[0].fingerprint
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_at_the_defaults_the_truth_ranks_every_label_well(seed: int) -> None:
+    rows = simulate(seed=seed)
+    clicked = rows["click"] == 1
+    q = rows["true_conversion_given_click"]
+    assert auc(rows["true_click"], rows["click"]) == pytest.approx(0.785, abs=0.01)
+    assert auc(q[clicked], rows["conversion"][clicked]) == pytest.approx(0.774, abs=0.015)
+    assert auc(q, rows["potential_conversion"]) == pytest.approx(0.786, abs=0.01)
+    assert rows["conversion"].sum() > 4_000
+
+
+def test_a_world_of_one_user_and_one_item_and_the_ends_of_every_range_stay_finite() -> None:
+    ends: dict[str, Any] = {"rho": -1.0, "kappa": 5.0, "tau": 5.0, "gamma": 3.0, "delta": -3.0, "latent": 1}
+    ends |= {"click_rate": 1e-6, "conversion_rate": 1 - 1e-6, "user_skew": 5.0, "item_skew": 5.0, "group_share": 0.0}
+    for options in ({"users": 1, "items": 1}, ends):
+        assert all(np.isfinite(column).all() for column in simulate(2_000, **options).values())
+
+
+@pytest.mark.parametrize("source", [0, -5, 1.5, True, "train.parquet", None])
+def test_a_source_that_is_no_number_of_rows_is_refused(source: Any) -> None:
+    with pytest.raises(DataError, match=r"data\.train: .* is not a number of rows.* as in train: 100000"):
+        Simulator(source, "train")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rho": 1.5}, r"data\.rho: 1\.5 is not a number >= -1 and <= 1\. Write one, or leave it out for 0\.5"),
+        ({"rho": float("nan")}, r"data\.rho: nan is not a number"),
+        ({"click_rate": 0.0}, r"data\.click_rate: 0\.0 is not a number > 0 and < 1"),
+        ({"conversion_rate": 1}, r"data\.conversion_rate: 1 is not a number > 0 and < 1"),
+        ({"users": 0}, r"data\.users: 0 is not a whole number >= 1"),
+        ({"items": 10.5}, r"data\.items: 10\.5 is not a whole number"),
+        ({"item_skew": -0.1}, r"data\.item_skew: -0\.1 is not a number >= 0"),
+        ({"seed": "x"}, r"data\.seed: 'x' is not a whole number >= 0"),
+        ({"exposure": "random"}, r"data\.exposure: 'random' is not 'logged' or 'uniform'"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_with_its_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Simulator(10, "train", **options)
+
+
+def test_all_options_out_of_range_are_named_at_once() -> None:
+    with pytest.raises(ConfigError, match="kappa") as caught:
+        Simulator(10, "train", kappa=-1.0, piece_rows=0, gamma=9.0)
+    assert len(caught.value.problems) == 3
+
+
+def test_an_unknown_column_is_refused_with_the_nearest_name() -> None:
+    reader = Simulator(10, "train")
+    with pytest.raises(DataError, match=r"no column 'user'\. Did you mean 'user_id'"):
+        reader.read(reader.pieces[0], ["user"])
+
+
+def test_the_hidden_cause_is_no_column() -> None:
+    assert "hidden" not in simulator.SCHEMA.names
+
+
+def test_it_is_registered_by_its_name() -> None:
+    known: dict[str, Any] = {}
+    simulator.register_readers(known.__setitem__)
+    assert known == {"simulator": Simulator}
