@@ -52,7 +52,8 @@ class Narrator(pl.Callback):
         aucs = {n.split("/")[1]: v for n, v in module.told.items() if n.startswith("val/") and n.endswith("/auc")}
         told = "  ".join(f"{n} {v:.4f}" for n, v in aucs.items())
         loss = module.told["val/loss"]
-        self.console.print(f"step {trainer.global_step:>6,}  validation loss {loss:.5f}  AUC: {told}", highlight=False)
+        line = f"step {trainer.global_step:>6,}  validation loss {loss:.5f}  AUC: {told}"
+        self.console.print(line, soft_wrap=True)  # one line in a log, however many probabilities there are
 
     def on_train_end(self, *_: Any) -> None:
         """End."""
