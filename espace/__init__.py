@@ -11,22 +11,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from espace import errors, testing
     from espace.batch import Batch, Labels, Ragged
+    from espace.blocks import Activation, Count, Dropout, FieldMatrix, FirstOrder, Norm, dense
     from espace.chain import Chain, Transition
     from espace.experiment import Experiment
-    from espace.features import Features, FeatureSpec, Field
+    from espace.features import ExtraTable, Features, FeatureSpec, Field
     from espace.hookspecs import Register, hookimpl
     from espace.probability import Probabilities, Scored, Term
     from espace.runs import Run, load
 
 __version__ = "0.1.0"
 __all__ = [
+    "Activation",
     "Batch",
     "Chain",
+    "Count",
+    "Dropout",
     "Experiment",
+    "ExtraTable",
     "FeatureSpec",
     "Features",
     "Field",
+    "FieldMatrix",
+    "FirstOrder",
     "Labels",
+    "Norm",
     "Probabilities",
     "Ragged",
     "Register",
@@ -34,6 +42,7 @@ __all__ = [
     "Scored",
     "Term",
     "Transition",
+    "dense",
     "errors",
     "hookimpl",
     "load",
@@ -44,10 +53,18 @@ _HOME = {
     "Batch": "batch",
     "Labels": "batch",
     "Ragged": "batch",
+    "Activation": "blocks",
+    "Count": "blocks",
+    "Dropout": "blocks",
+    "FieldMatrix": "blocks",
+    "FirstOrder": "blocks",
+    "Norm": "blocks",
+    "dense": "blocks",
     "Chain": "chain",
     "Transition": "chain",
     "Experiment": "experiment",
     "FeatureSpec": "features",
+    "ExtraTable": "features",
     "Features": "features",
     "Field": "features",
     "hookimpl": "hookspecs",

@@ -15,7 +15,7 @@ from espace.config import Component, Config
 from espace.data.columns import FEATURE_TYPES, Feature, is_categorical
 from espace.data.encode import Encoder, Layout
 from espace.data.stream import Sampler
-from espace.embedding import Embedding, feature_spec
+from espace.embedding import Embedding
 from espace.errors import ConfigError, EspaceError
 from espace.features import FeatureSpec
 from espace.model import Model
@@ -68,12 +68,18 @@ def build_model(config: Config, registry: Registry, layout: Layout) -> Model:
             " common input. Set embedding.shared: true, or sharing: separate."
         )
     expert = partial(_tower, registry, config.tower, "tower")
-    spec = feature_spec(features, config.embedding.dim)
+    spec = next(iter(embeddings.values())).spec
     sharing = make(registry, "sharing", config.sharing, spec, names, expert, where="sharing")
-    towers = {n: _tower(registry, tower_of(config, chain, n), f"tower of {n}", sharing.specs[n]) for n in names}
+    specs = sharing.specs if config.embedding.shared else {n: e.spec for n, e in embeddings.items()}
+    towers = {n: _tower(registry, tower_of(config, chain, n), f"tower of {n}", specs[n]) for n in names}
+    for embedding in embeddings.values():
+        embedding.widen()
     widths = {name: tower.out_features for name, tower in towers.items()}
     link = make(registry, "links", config.link, chain, widths, where="link")
-    return Model(chain, embeddings, sharing, towers, link)
+    model = Model(chain, embeddings, sharing, towers, link)
+    if config.link.type == "none":
+        model.pass_on({name: getattr(tower, "logits", 0) for name, tower in towers.items()})
+    return model
 
 
 def _tower(registry: Registry, component: Component, where: str, spec: FeatureSpec) -> Any:

@@ -32,7 +32,8 @@ def feature_spec(features: Sequence[Feature], dim: int) -> FeatureSpec:
             fields.append(Field(feature.name, "number", 2))
         elif isinstance(feature, Vector):
             fields.append(Field(feature.name, "vector", feature.size))
-    return FeatureSpec(tuple(fields), sequences)
+    targets = {f.name: f.share for f in features if isinstance(f, History) and f.share is not None}
+    return FeatureSpec(tuple(fields), sequences, targets)
 
 
 class Embedding(nn.Module):
@@ -48,25 +49,44 @@ class Embedding(nn.Module):
     def __init__(self, features: Sequence[Feature], layout: Layout, *, dim: int, std: float) -> None:
         super().__init__()
         self.spec = feature_spec(features, dim)
+        self._std = std
         self.lists = {f.name: f for f in features if isinstance(f, History | Bag)}
         self._list_width = {name: width_of(f, features, dim) for name, f in self.lists.items()}
         widths = [width_of(f, features, dim) for f in ordered_ids(features, dim)]
         self._id_columns = {w: (widths.index(w), widths.index(w) + widths.count(w)) for w in sorted(set(widths))}
         self.tables = nn.ModuleDict({str(w): _new_table(rows, w, layout, std) for w, rows in layout.rows.items()})
 
+    @torch.no_grad()
+    def widen(self) -> None:
+        """Give every row the numbers that towers have asked of `spec`, drawn like the rest of it.
+
+        They stand in the same row of the same table, so that they cost no look-up and no update of their own.
+        """
+        if not self.spec.extra_width:
+            return
+        for width in map(int, self.tables):
+            table = self._table(width).weight
+            more = table.new_empty(len(table), self.spec.extra_width).normal_(0.0, self._std)
+            more.masked_fill_((table == 0).all(dim=1, keepdim=True), 0.0)  # padding
+            self.tables[str(width)] = _module(torch.cat([table, more], dim=1))
+
     def forward(self, batch: Batch) -> Features:
         """Look everything up. Features.flat() is (rows, spec.width)."""
-        parts = [
-            self._table(width)(batch.ids[:, start:stop]).flatten(1) for width, (start, stop) in self._id_columns.items()
-        ]
-        parts += [self._pooled(name, batch.lists[name]) for name, f in self.lists.items() if f.pool != "none"]
+        found = [(self._table(w)(batch.ids[:, start:stop]), w) for w, (start, stop) in self._id_columns.items()]
+        pooled = [name for name, f in self.lists.items() if f.pool != "none"]
+        found += [(self._pooled(name, batch.lists[name])[:, None], self._list_width[name]) for name in pooled]
+        extra = None
+        if self.spec.extra_width and found:
+            extra = torch.cat([both[:, :, width:] for both, width in found], dim=1)
+            found = [(both[:, :, :width], width) for both, width in found]
+        parts = [vectors.flatten(1) for vectors, _ in found]
         if batch.numbers.shape[1]:
             parts.append(batch.numbers)
         histories = {name: partial(self._history, name, batch.lists[name]) for name in self.spec.sequences}
-        return Features(self.spec, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), histories)
+        return Features(self.spec, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), histories, extra)
 
     def _pooled(self, name: str, ragged: Ragged) -> Tensor:
-        """The sum or mean of each row's vectors, zeros where a row has none: (rows, width)."""
+        """The sum or mean of each row's vectors, zeros where a row has none: (rows, width and extra)."""
         mean = self.lists[name].pool == "mean"
         weights = ragged.weights
         if weights is not None and mean:
@@ -82,7 +102,8 @@ class Embedding(nn.Module):
         )
 
     def _history(self, name: str, ragged: Ragged) -> Ragged:
-        return Ragged(self._table(self._list_width[name])(ragged.values), ragged.offsets)
+        width = self._list_width[name]
+        return Ragged(self._table(width)(ragged.values)[:, :width], ragged.offsets)
 
     def _table(self, width: int) -> nn.Embedding:
         table = self.tables[str(width)]
@@ -91,9 +112,14 @@ class Embedding(nn.Module):
 
 
 def _new_table(rows: int, width: int, layout: Layout, std: float) -> nn.Embedding:
-    """A module, since DDP asks modules which gradients are sparse."""
     table = torch.empty(rows, width).normal_(0.0, std)
     for slot in layout.slots.values():
         if slot.width == width:
             table[slot.offset] = 0.0
+    return _module(table)
+
+
+def _module(table: Tensor) -> nn.Embedding:
+    """A module, since DDP asks modules which gradients are sparse."""
+    rows, width = table.shape
     return nn.Embedding(rows, width, sparse=True, _weight=table)

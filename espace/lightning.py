@@ -107,12 +107,14 @@ class Training(pl.LightningModule):
         terms = Terms.of(self.objective, self.model(batch), batch)
         total = terms.total()
         loss: Tensor = self.weighting(terms.means(total))
+        auxiliary = self.model.auxiliary_loss()
+        loss = loss if auxiliary is None else loss + auxiliary
         logs = self._logs_now()
         if logs or loss.device.type == "cpu":
             check_finite(loss.detach(), total, f"step {self.global_step + 1}")
         self._window = total if self._window is None else self._window + total
         if logs:
-            self._tell_window(self._window)
+            self._tell_window(self._window, auxiliary)
             self._window = None
         return loss
 
@@ -122,12 +124,13 @@ class Training(pl.LightningModule):
         every: int = trainer.log_every_n_steps
         return every > 0 and (self.global_step + 1) % every == 0 and not self.trainer.fit_loop._should_accumulate()
 
-    def _tell_window(self, window: Terms) -> None:
+    def _tell_window(self, window: Terms, auxiliary: Tensor | None) -> None:
         means = window.means()
         with torch.no_grad():
             loss = self.weighting(means)
         terms = {f"train/loss/{name}": float(value) for name, value in means.items()}
-        self._tell({"train/loss": float(loss), **terms}, self.global_step + 1)
+        last = {} if auxiliary is None else {"train/auxiliary_loss": float(auxiliary)}
+        self._tell({"train/loss": float(loss), **terms, **last}, self.global_step + 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Judge one batch."""

@@ -42,6 +42,8 @@ class Model(nn.Module):
         self.sharing = sharing
         self.towers = nn.ModuleDict(towers)
         self.link = link
+        parts = [m for module in (sharing, self.towers) for m in module.modules()]
+        self._auxiliary: list[Any] = [m for m in parts if hasattr(type(m), "auxiliary_loss")]
         self.heads = nn.ModuleDict({t.name: nn.Linear(link.widths[t.name], len(t.outcomes)) for t in chain.transitions})
 
     def forward(self, batch: Batch) -> Probabilities:
@@ -53,6 +55,20 @@ class Model(nn.Module):
         vectors = {name: tower(features[name]) for name, tower in self.towers.items()}
         linked: Mapping[str, Tensor] = self.link(vectors)
         return Probabilities(self.chain, {name: head(linked[name]) for name, head in self.heads.items()})
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """What towers ask to be added to the loss of the batch just seen, (); None where none of them does."""
+        return torch.stack([module.auxiliary_loss for module in self._auxiliary]).sum() if self._auxiliary else None
+
+    @torch.no_grad()
+    def pass_on(self, logits: Mapping[str, int]) -> None:
+        """Let every head begin with a weight of 1 on the first `logits[transition]` numbers of its tower's vector.
+
+        They are logits already, such as the sum of a factorisation machine, which the paper adds to the others as it is.
+        """
+        for name, count in logits.items():
+            head: Any = self.heads[name]
+            head.weight[:, :count] = 1.0
 
     @torch.no_grad()
     def start_at(self, outcomes: Mapping[str, list[int]]) -> None:

@@ -9,8 +9,9 @@ Each test's failure says in one sentence which law was broken.
 
 from __future__ import annotations
 
-import copy
+import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from espace.batch import Labels, Ragged
 from espace.chain import Chain
-from espace.features import Features, FeatureSpec, Field
+from espace.features import ExtraTable, Features, FeatureSpec, Field
 from espace.probability import Probabilities
 
 CHAINS = (
@@ -27,29 +28,43 @@ CHAINS = (
 )
 
 
+_LENGTHS = {"history": (0, 4), "history_time": (0, 4), "carts": (2, 3)}  # row i has (first + i) % cycle events
+
+
 def example_spec() -> FeatureSpec:
-    """Three ids of width 4, a pooled bag, a pooled history, a number and a vector."""
+    """Ids of two widths, a pooled bag, numbers and a vector; `history`, pooled, with `history_time` aligned to it event by
+    event; `carts`, which is not pooled. `history` and `carts` share the table of `item`."""
     fields = [Field(name, "id", 4) for name in ("user", "item", "context")]
     fields += [
+        Field("city", "id", 6),
         Field("tags", "bag", 4),
         Field("history", "sequence", 4),
+        Field("history_time", "sequence", 0),
+        Field("carts", "sequence", 0),
         Field("age", "number", 2),
+        Field("price", "number", 2),
         Field("text", "vector", 3),
     ]
-    return FeatureSpec(tuple(fields), {"history": 4})
+    return FeatureSpec(
+        tuple(fields), {"history": 4, "history_time": 2, "carts": 4}, {"history": "item", "carts": "item"}
+    )
 
 
-def example_features(spec: FeatureSpec, rows: int = 6, seed: int = 0) -> Features:
-    """Random features of that layout in float64; row 0 has an empty history."""
+def example_features(spec: FeatureSpec, rows: int = 6, seed: int = 0, *, empty: bool = False) -> Features:
+    """Random features of that layout in float64; row 0 has an empty history, and every row if `empty`."""
     generator = torch.Generator().manual_seed(seed)
-    flat = torch.randn(rows, spec.width, generator=generator, dtype=torch.float64)
-    lengths = torch.arange(rows) % 4
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    flat = normal(rows, spec.width)
     histories = {}
     for name, width in spec.sequences.items():
-        values = torch.randn(int(offsets[-1]), width, generator=generator, dtype=torch.float64)
-        histories[name] = _always(Ragged(values, offsets))
-    return Features(spec, flat, histories)
+        first, cycle = _LENGTHS.get(name, (0, 4))
+        lengths = (first + torch.arange(rows)) % cycle * (not empty)
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        histories[name] = _always(Ragged(normal(int(offsets[-1]), width), offsets))
+    return Features(spec, flat, histories, normal(rows, len(spec.categorical), spec.extra_width))
 
 
 def _always(ragged: Ragged) -> Callable[[], Ragged]:
@@ -58,20 +73,35 @@ def _always(ragged: Ragged) -> Callable[[], Ragged]:
 
 def rows_of(features: Features, rows: Tensor) -> Features:
     """Some of the rows, in that order."""
-    histories = {name: _always(features.ragged(name).take(rows)) for name in features.spec.sequences}
-    return Features(features.spec, features.flat()[rows], histories)
+    spec = features.spec
+    histories = {name: _always(features.ragged(name).take(rows)) for name in spec.sequences}
+    extra = features.extra(ExtraTable(0, spec.extra_width))
+    return Features(spec, features.flat()[rows], histories, extra[rows])
+
+
+def as_float(features: Features) -> Features:
+    """The same in float32."""
+    histories = {name: features.ragged(name) for name in features.spec.sequences}
+    narrow = {name: _always(Ragged(r.values.float(), r.offsets)) for name, r in histories.items()}
+    extra = features.extra(ExtraTable(0, features.spec.extra_width)).float()
+    return Features(features.spec, features.flat().float(), narrow, extra)
 
 
 class TowerTests:
-    """Laws of a tower. Set `tower` to the class and `options` to what the YAML would say."""
+    """Laws of a tower. Set `tower` to the class and `options` to what the YAML would say; `spec` to other features if the
+    tower needs them."""
 
     tower: ClassVar[Callable[..., nn.Module]]
     options: ClassVar[Mapping[str, Any]] = {}
-    spec: ClassVar[FeatureSpec] = example_spec()
+    spec: FeatureSpec = example_spec()
 
-    def build(self, spec: FeatureSpec | None = None) -> Any:
+    def setup_method(self) -> None:
+        """Every test has a spec of its own, of which its towers may ask for tables."""
+        self.spec = replace(type(self).spec)
+
+    def build(self, spec: FeatureSpec | None = None, seed: int = 1) -> Any:
         """The tower in float64, from a fixed seed."""
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         return type(self).tower(spec or self.spec, **self.options).double()
 
     def test_gives_one_vector_per_row(self) -> None:
@@ -84,11 +114,13 @@ class TowerTests:
         tower = self.build()
         out = torch.cat([tower(example_features(self.spec, 64, seed)) for seed in range(4)])
         inside = ((out >= 0) & (out <= 1)).all() and out.std() > 0
-        assert tower.out_features > 1 or not inside, "a tower gives what a head turns into logits, not a probability"
+        shares = inside and torch.allclose(out.sum(1), out.new_ones(len(out)))
+        is_probability = shares or (tower.out_features == 1 and inside)
+        assert not is_probability, "a tower gives what a head turns into logits, not a probability"
 
     def test_every_parameter_learns(self) -> None:
         tower = self.build()
-        tower(example_features(self.spec, 64)).square().sum().backward()
+        torch.autograd.backward(_loss_of(tower, example_features(self.spec, 64)))
         dead = [n for n, p in tower.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
         assert not dead, f"every parameter gets a gradient; these do not: {', '.join(dead)}"
 
@@ -111,28 +143,71 @@ class TowerTests:
         assert torch.equal(tower(features), tower(features)), "in eval mode the same input gives the same bits"
 
     def test_saves_and_loads_to_the_same_bits(self) -> None:
-        tower, other = self.build(), self.build()
-        for parameter in other.parameters():
-            nn.init.normal_(parameter)
-        other.load_state_dict(copy.deepcopy(tower.state_dict()))
-        features = example_features(self.spec)
-        same = torch.equal(tower.eval()(features), other.eval()(features))
+        specs = replace(self.spec), replace(self.spec)
+        tower, other = self.build(specs[0], seed=1), self.build(specs[1], seed=2)
+        file = io.BytesIO()
+        torch.save(tower.state_dict(), file)
+        file.seek(0)
+        other.load_state_dict(torch.load(file, weights_only=True))
+        outputs = [t.eval()(example_features(spec)) for t, spec in zip((tower, other), specs, strict=True)]
+        same = torch.equal(*outputs)
         assert same, "everything that an output depends on is a parameter or a buffer, so that it is saved"
 
-    def test_works_as_an_expert(self) -> None:
+    def test_two_towers_share_no_parameter(self) -> None:
         first, second = self.build(), self.build()
-        features = example_features(self.spec)
-        assert torch.equal(first.eval()(features), second.eval()(features)), (
-            "a factory called twice gives equal experts"
-        )
-        assert first is not second, "a factory gives a new tower each time"
+        assert first is not second, "the factory gives a new tower each time"
         shared = {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
         assert not shared, "two towers of one class share no parameter"
 
-    def test_an_empty_batch_of_histories_works(self) -> None:
-        tower = self.build().eval()
-        features = rows_of(example_features(self.spec), torch.tensor([0, 4]))  # both without events
-        assert torch.isfinite(tower(features)).all(), "an empty history gives finite numbers"
+    def test_a_batch_without_any_event_works(self) -> None:
+        tower = self.build()
+        features = example_features(self.spec, empty=True)
+        assert torch.isfinite(tower.eval()(features)).all(), "an empty history gives finite numbers"
+        loss = _loss_of(tower.train(), features)
+        assert torch.isfinite(loss), "an empty history gives finite numbers"
+        torch.autograd.backward(loss)
+        without = [n for n, p in tower.named_parameters() if p.requires_grad and p.grad is None]
+        assert not without, (
+            f"every parameter gets a gradient in every batch, if only zeros, so that ranks do not wait for each other; these"
+            f" do not: {', '.join(without)}"
+        )
+
+    def test_works_under_any_chain(self) -> None:
+        for lines in CHAINS:
+            chain, spec = Chain.parse(lines), replace(self.spec)
+            towers = {t.name: self.build(spec) for t in chain.transitions}
+            features = example_features(spec)
+            heads = {
+                t.name: nn.Linear(towers[t.name].out_features, len(t.outcomes)).double() for t in chain.transitions
+            }
+            p = Probabilities(chain, {n: heads[n](towers[n](features)) for n in towers})
+            last = chain.stages[-1]
+            both = p.log_prob(last).exp() + p.log_not_prob(last).exp()
+            assert torch.allclose(both, torch.ones_like(both)), "its vectors give probabilities under any chain"
+
+    def test_works_as_an_expert(self) -> None:
+        torch.manual_seed(3)
+        experts = nn.ModuleList(self.build(seed=seed) for seed in (1, 2))
+        features = example_features(self.spec, 64)
+        gate = torch.randn(64, 2, dtype=torch.float64).softmax(1)  # (batch, experts)
+        mixed = (gate[..., None] * torch.stack([e(features) for e in experts], dim=1)).sum(1)
+        torch.autograd.backward(mixed.square().sum())
+        dead = [n for n, p in experts.named_parameters() if p.requires_grad and p.grad is None]
+        assert not dead, f"as one of several experts every parameter gets a gradient; these do not: {', '.join(dead)}"
+
+    def test_half_precision_changes_little(self) -> None:
+        tower, features = self.build().float().eval(), as_float(example_features(self.spec))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = tower(features).float()
+        full = tower(features)
+        close = (half - full).norm() <= 0.05 * full.norm() + 1e-3
+        assert close, "under bf16 autocast the output stays within 5 % of what it is in float32"
+
+
+def _loss_of(tower: Any, features: Features) -> Tensor:
+    """Something that depends on all of the output, and on what the tower adds to the loss."""
+    out: Tensor = tower(features)
+    return out.square().sum() + getattr(tower, "auxiliary_loss", 0.0)
 
 
 class SharingTests:

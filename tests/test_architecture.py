@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "espace"
 LAYERS = [  # a module imports only what stands above it
     "errors chain hookspecs",
-    "batch features probability",
+    "batch features probability blocks",
     "data.readers data.cache data.schemas data.convert data.files data.formats",
     "data",
     "embedding model optim",

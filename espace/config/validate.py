@@ -122,8 +122,17 @@ def _describe_container(origin: Any, args: tuple[Any, ...]) -> str:
     if isinstance(origin, type) and issubclass(origin, BaseModel | Mapping):
         return "a mapping"
     if isinstance(origin, type) and issubclass(origin, Collection):
-        return f"a list of {_PLURALS[args[0]]}" if args and args[0] in _PLURALS else "a list"
+        items = _plural(args[0]) if args else ""
+        return f"a list of {items}" if items else "a list"
     return getattr(origin, "__name__", str(origin))
+
+
+def _plural(annotation: Any) -> str:
+    """Several of a type in words; nothing where there are none for it."""
+    args = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Annotated and (items := _plural(args[0])):
+        return " ".join([items, " and ".join(_limits(args[1:]))]).strip()
+    return _PLURALS.get(annotation, "") if isinstance(annotation, type) else ""
 
 
 def _limits(metadata: Iterable[Any]) -> list[str]:

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Annotated, Literal
-
-from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 import espace
-
-_ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
-_NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
 class MLP(nn.Module):
@@ -21,23 +14,14 @@ class MLP(nn.Module):
         self,
         spec: espace.FeatureSpec,
         *,
-        hidden_units: list[int] = [360, 200, 80],  # noqa: B006, it is read only
-        activation: Literal["relu", "prelu", "gelu", "silu", "tanh"] = "relu",
-        dropout: Annotated[float, Ge(0.0), Lt(1.0)] = 0.0,
-        norm: Literal["none", "batch", "layer"] = "none",
+        hidden_units: list[espace.Count] = [360, 200, 80],  # noqa: B006, it is read only
+        activation: espace.Activation = "relu",
+        dropout: espace.Dropout = 0.0,
+        norm: espace.Norm = "none",
     ) -> None:
         super().__init__()
-        widths = [spec.width, *hidden_units]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers.append(nn.Linear(before, after))
-            if norm != "none":
-                layers.append(_NORMS[norm](after))
-            layers.append(_ACTIVATIONS[activation]())
-            if dropout:
-                layers.append(nn.Dropout(dropout))
-        self.layers = nn.Sequential(*layers)
-        self.out_features = widths[-1]
+        self.layers = espace.dense(spec.width, hidden_units, activation=activation, dropout=dropout, norm=norm)
+        self.out_features = hidden_units[-1] if hidden_units else spec.width
 
     def forward(self, features: espace.Features) -> Tensor:
         """(batch, spec.width) to (batch, out_features)."""

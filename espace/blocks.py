@@ -1,0 +1,102 @@
+"""Blocks that many towers are made of: a stack of dense layers, and the features as vectors of one width."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeAlias
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from espace.features import Features, FeatureSpec
+
+Activation: TypeAlias = Literal["relu", "prelu", "gelu", "silu", "tanh"]
+Norm: TypeAlias = Literal["none", "batch", "layer"]
+Dropout: TypeAlias = Annotated[float, Ge(0.0), Lt(1.0)]
+Count: TypeAlias = Annotated[int, Gt(0)]
+
+ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+_NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+
+
+def dense(
+    in_features: int,
+    hidden_units: Sequence[int],
+    *,
+    activation: Activation = "relu",
+    dropout: float = 0.0,
+    norm: Norm = "none",
+) -> nn.Sequential:
+    """Linear, norm, activation, dropout for each of `hidden_units`: (batch, in_features) to (batch, the last of them)."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise([in_features, *hidden_units]):
+        layers.append(nn.Linear(before, after))
+        if norm != "none":
+            layers.append(_NORMS[norm](after))
+        layers.append(ACTIVATIONS[activation]())
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers)
+
+
+class FirstOrder(nn.Module):
+    """A linear model on the features themselves, the first-order part of a factorisation machine: a weight for every id,
+    the mean or sum of them for bags and pooled histories, and a weight for every other column.
+
+    Args:
+        spec: the layout of the features.
+        name: towers that give the same name share the weights of ids; without one they are this tower's own.
+    """
+
+    def __init__(self, spec: FeatureSpec, name: str | None = None) -> None:
+        super().__init__()
+        self.table = spec.ask(1, name)
+        ids = {f.name for f in spec.categorical}
+        columns = [spec.slices[f.name] for f in spec.fields if f.name not in ids]
+        self._start = min((c.start for c in columns), default=spec.width)  # they stand behind those with ids
+        self.linear = nn.Linear(spec.width - self._start, 1, bias=False) if self._start < spec.width else None
+
+    def forward(self, features: Features) -> Tensor:
+        """(batch, 1)."""
+        out = features.extra(self.table).sum(1)  # (batch, fields with ids, 1)
+        return out if self.linear is None else out + self.linear(features.flat()[:, self._start :])
+
+
+class FieldMatrix(nn.Module):
+    """The features as one vector per field, all of one width, for towers in which fields meet in pairs.
+
+    A field of that width stays as it is. Another one (a number, a vector, an id with a `dim` of its own) is taken there by
+    a matrix of its own, without a bias: a number x becomes x times a vector, as in a factorisation machine.
+
+    Args:
+        spec: the layout of the features.
+        width: of the vectors; by default the one that most fields have, those with ids if there are any.
+
+    Attributes: `fields`, the names of the rows of the matrix; `width`.
+    """
+
+    def __init__(self, spec: FeatureSpec, width: int | None = None) -> None:
+        super().__init__()
+        shown = [f for f in spec.fields if f.width]
+        self.fields = tuple(f.name for f in shown)
+        self.width = width or Counter(f.width for f in spec.categorical or shown).most_common(1)[0][0]
+        runs = [(own, len(list(run))) for own, run in itertools.groupby(f.width for f in shown)]
+        self._runs = runs  # (width, fields) of neighbours of one width
+        self.maps = nn.ParameterList(
+            nn.Parameter(nn.init.normal_(torch.empty(count, own, self.width), std=own**-0.5))
+            for own, count in runs
+            if own != self.width
+        )
+
+    def forward(self, features: Features) -> Tensor:
+        """(batch, fields, width)."""
+        maps = iter(self.maps)
+        parts = []
+        blocks = torch.split(features.flat(), [own * count for own, count in self._runs], dim=1)
+        for (own, count), block in zip(self._runs, blocks, strict=True):
+            vectors = block.reshape(len(block), count, own)
+            parts.append(vectors if own == self.width else torch.einsum("bfi,fio->bfo", vectors, next(maps)))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
