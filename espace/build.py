@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from espace.chain import Chain
+from espace.chain import Chain, Transition
 from espace.config import Component, Config
 from espace.data.columns import FEATURE_TYPES, Feature, is_categorical
 from espace.data.encode import Encoder, Layout
@@ -76,10 +76,21 @@ def build_model(config: Config, registry: Registry, layout: Layout) -> Model:
         embedding.widen()
     widths = {name: tower.out_features for name, tower in towers.items()}
     link = make(registry, "links", config.link, chain, widths, where="link")
-    model = Model(chain, embeddings, sharing, towers, link)
+    model = Model(chain, embeddings, sharing, towers, link, _kinds(config, registry, chain))
     if config.link.type == "none":
         model.pass_on({name: getattr(tower, "logits", 0) for name, tower in towers.items()})
     return model
+
+
+def kind_of(config: Config, transition: Transition) -> Component | None:
+    """The stage kind of a transition, where it is not the default."""
+    stage = config.stages.get(transition.outcomes[0])
+    return None if stage is None or stage.kind.type == "binary" else stage.kind
+
+
+def _kinds(config: Config, registry: Registry, chain: Chain) -> dict[str, nn.Module]:
+    found = ((t, kind_of(config, t)) for t in chain.transitions)
+    return {t.name: make(registry, "stages", kind, where=f"stages.{t.outcomes[0]}.kind") for t, kind in found if kind}
 
 
 def _tower(registry: Registry, component: Component, where: str, spec: FeatureSpec) -> Any:

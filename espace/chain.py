@@ -146,11 +146,14 @@ class Chain:
         if stage not in self.stages:
             raise ChainError(f"chain: there is no stage '{stage}'.{did_you_mean(stage, self.stages)}")
 
-    def formulas(self) -> dict[str, str]:
-        """`{address: equation}` in plain text: `P(conversion) = P(click) P(conversion given click)`."""
-        return {name: self._formula(*where) for name, where in self.addresses.items()}
+    def formulas(self, kinds: Mapping[str, str] | None = None) -> dict[str, str]:
+        """`{address: equation}` in plain text: `P(conversion) = P(click) P(conversion given click)`.
 
-    def _formula(self, stage: str, given: str | None) -> str:
+        kinds: `{transition name: name of its function}` of those that are not the sigmoid of their logit.
+        """
+        return {name: self._formula(*where, kinds or {}) for name, where in self.addresses.items()}
+
+    def _formula(self, stage: str, given: str | None, kinds: Mapping[str, str]) -> str:
         arrivals = self.arrivals(stage)
         if given is None and arrivals[0].parent != self.root:
             products = (f"P({t.parent}) P({stage} given {t.parent})" for t in arrivals)
@@ -158,7 +161,7 @@ class Chain:
         parent = given or self.root
         transition = next(t for t in arrivals if t.parent == parent)
         left = f"P({stage} given {parent})" if given else f"P({stage})"
-        return f"{left} = {_share_of(transition, stage)}"
+        return f"{left} = {_share_of(transition, stage, kinds.get(transition.name))}"
 
     def mermaid(self) -> str:
         """The chain as a mermaid flow chart; dashed arrows lead to else stages."""
@@ -174,8 +177,10 @@ class Chain:
         return [str(t) for t in self.transitions]
 
 
-def _share_of(transition: Transition, stage: str) -> str:
+def _share_of(transition: Transition, stage: str, kind: str | None) -> str:
     """One class of a transition as a formula in its logits z."""
+    if kind is not None:
+        return f"{'1 - ' if stage == transition.otherwise else ''}{kind}(z[{transition.name}])"
     if len(transition.outcomes) == 1:
         sign = "-" if stage == transition.otherwise else ""
         return f"sigmoid({sign}z[{transition.name}])"

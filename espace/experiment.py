@@ -374,7 +374,7 @@ def build_judge(config: Config, registry: Registry, objective: Any) -> Judge:
 
 def evaluate_run(run: Run, config: Config, name: str, report: Report) -> Evaluated:
     """Evaluate a trained run on the part `name` of `config`'s data. Raises ConfigError when the model would be another."""
-    for section in ("chain", "features", "embedding", "sharing", "link", "tower", "towers"):
+    for section in ("chain", "features", "embedding", "sharing", "link", "tower", "towers", "stages"):
         if getattr(config, section) != getattr(run.config, section):
             raise ConfigError(f"{section}: the run was trained with another one. Override data.* and metrics.* only.")
     parts = {name: _open_part(config, run.registry, name)}

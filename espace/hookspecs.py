@@ -50,7 +50,7 @@ def register_weightings(register: Register) -> None:
 
 @hookspec
 def register_stages(register: Register) -> None:
-    """Add stage kinds, which say how the outcome of a stage is distributed given its parent."""
+    """Add stage kinds, built as `factory(*, options)`, which say how the outcome of a stage is distributed given its parent."""
 
 
 @hookspec

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from espace.batch import Batch
-from espace.chain import Chain
+from espace.chain import Chain, Transition
 from espace.features import FeatureSpec
 from espace.probability import Probabilities
 
@@ -26,6 +26,7 @@ class Model(nn.Module):
         sharing: `sharing(features) -> {transition: features}`, with `specs` per transition.
         towers: `{transition: tower}`, with `out_features`.
         link: `link({transition: (batch, width)}) -> the same`, with `widths` per transition.
+        kinds: `{transition: stage kind}` of those that are not the sigmoid, or softmax, of their logits.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Model(nn.Module):
         sharing: nn.Module,
         towers: Mapping[str, nn.Module],
         link: Any,
+        kinds: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.chain = chain
@@ -44,7 +46,16 @@ class Model(nn.Module):
         self.link = link
         parts = [m for module in (sharing, self.towers) for m in module.modules()]
         self._auxiliary: list[Any] = [m for m in parts if hasattr(type(m), "auxiliary_loss")]
-        self.heads = nn.ModuleDict({t.name: nn.Linear(link.widths[t.name], len(t.outcomes)) for t in chain.transitions})
+        self.kinds = nn.ModuleDict(kinds or {})
+        self.heads = nn.ModuleDict({t.name: nn.Linear(link.widths[t.name], self._logits(t)) for t in chain.transitions})
+
+    def _logits(self, transition: Transition) -> int:
+        """How many numbers the head of a transition gives."""
+        kind = self._kind(transition.name)
+        return len(transition.outcomes) if kind is None else int(kind.logits)
+
+    def _kind(self, transition: str) -> Any:
+        return dict(self.kinds.items()).get(transition)
 
     def forward(self, batch: Batch) -> Probabilities:
         """Every probability of every row."""
@@ -54,7 +65,8 @@ class Model(nn.Module):
             features = {name: embedding(batch) for name, embedding in self.embeddings.items()}
         vectors = {name: tower(features[name]) for name, tower in self.towers.items()}
         linked: Mapping[str, Tensor] = self.link(vectors)
-        return Probabilities(self.chain, {name: head(linked[name]) for name, head in self.heads.items()})
+        logits = {name: head(linked[name]) for name, head in self.heads.items()}
+        return Probabilities(self.chain, logits, dict(self.kinds.items()))
 
     def auxiliary_loss(self) -> Tensor | None:
         """What towers ask to be added to the loss of the batch just seen, (); None where none of them does."""
@@ -78,6 +90,10 @@ class Model(nn.Module):
         """
         for name, counts in outcomes.items():
             *named, nothing = counts
-            logits = [math.log((n + 1) / (nothing + 1)) for n in named]
+            kind = self._kind(name)
+            if kind is None:
+                logits = [math.log((n + 1) / (nothing + 1)) for n in named]
+            else:
+                logits = list(kind.start((named[0] + 1) / (named[0] + nothing + 2)))
             head: Any = self.heads[name]
             head.bias.copy_(torch.tensor(logits))

@@ -36,6 +36,7 @@ BUILTIN = (
     "espace.objectives.parent_space",
     "espace.samplers.none",
     "espace.weightings.fixed",
+    "espace.stages.binary",
     "espace.metrics.auc",
     "espace.metrics.log_loss",
     "espace.metrics.calibration",
@@ -122,7 +123,7 @@ def _load(plugins: tuple[str, ...], base: Path, builtin: tuple[str, ...], instal
 
 def one(kind: str) -> str:
     """`tower` for `towers`."""
-    return kind.removesuffix("s")
+    return "stage kind" if kind == "stages" else kind.removesuffix("s")
 
 
 def is_file(plugin: str) -> bool:

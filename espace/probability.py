@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,13 +32,15 @@ class Probabilities:
     Args:
         chain: the chain.
         logits: `{transition name: (batch, K)}` with one column per named outcome. Half precision is widened to float32.
+        kinds: `{transition name: stage kind}` for transitions of one outcome that are not the sigmoid of their logit: called
+            with (batch, kind.logits), gives log P(outcome given parent) and log P(not outcome given parent), (batch,) each.
 
     Raises ChainError when a transition has no logits or theirs have another shape than (batch, K).
     """
 
-    def __init__(self, chain: Chain, logits: Mapping[str, Tensor]) -> None:
+    def __init__(self, chain: Chain, logits: Mapping[str, Tensor], kinds: Mapping[str, Any] | None = None) -> None:
         self.chain = chain
-        self._steps = {t: _log_classes(t, logits) for t in chain.transitions}
+        self._steps = {t: _log_classes(t, logits, (kinds or {}).get(t.name)) for t in chain.transitions}
         first = chain.transitions[0]
         self._certain = torch.zeros_like(self._steps[first][first.outcomes[0]])  # (batch,), log of 1
         self._reach: dict[tuple[str, str], Tensor] = {}
@@ -114,17 +117,22 @@ class Probabilities:
         return self._miss[start, target]
 
 
-def _log_classes(transition: Transition, logits: Mapping[str, Tensor]) -> dict[str | None, Tensor]:
-    """log P of every class of one transition, `log_softmax([z_1 .. z_K, 0])`: `{outcome: (batch,)}`; None is "nothing"."""
+def _log_classes(transition: Transition, logits: Mapping[str, Tensor], kind: Any) -> dict[str | None, Tensor]:
+    """log P of every class of one transition: `{outcome: (batch,)}`; None is "nothing".
+
+    `log_softmax([z_1 .. z_K, 0])`, for one outcome a sigmoid, unless a stage kind says otherwise.
+    """
     if transition.name not in logits:
         raise ChainError(f"logits: none for '{transition.name}'.{did_you_mean(transition.name, logits)}")
     z = logits[transition.name]  # (batch, K)
-    count = len(transition.outcomes)
+    count = len(transition.outcomes) if kind is None else kind.logits
     if z.dim() != 2 or z.shape[1] != count:
         raise ChainError(f"logits: '{transition.name}' has shape {tuple(z.shape)}; it has to be (batch, {count}).")
     if z.dtype not in (torch.float32, torch.float64):
         z = z.float()
-    if count == 1:
+    if kind is not None:
+        both = list(kind(z))
+    elif count == 1:
         both = [F.logsigmoid(z[:, 0]), F.logsigmoid(-z[:, 0])]
     else:
         both = list(F.log_softmax(F.pad(z, (0, 1)), dim=1).unbind(1))

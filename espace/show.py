@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from espace.build import build_objective, chain_of, features_of, labels_of, layout_without_data, tower_of
+from espace.build import (
+    build_objective,
+    chain_of,
+    features_of,
+    kind_of,
+    labels_of,
+    layout_without_data,
+    tower_of,
+)
 from espace.config.validate import describe as describe_type
 from espace.config.yamlfile import show
 from espace.data.columns import FEATURE_TYPES
@@ -25,13 +33,18 @@ def describe(experiment: Experiment) -> str:
     parts = [
         ("Chain", chain.lines()),
         ("Labels", [f"{stage}: column {column}" for stage, column in labels_of(config).items()]),
-        ("Probabilities", list(chain.formulas().values())),
+        ("Probabilities", list(chain.formulas(_kinds(experiment)).values())),
         ("Loss terms", _terms(experiment)),
         ("Features", _features(experiment)),
         ("Modules", _modules(experiment)),
         ("Drawing (mermaid)", chain.mermaid().splitlines()),
     ]
     return "\n\n".join("\n".join([title, *(f"    {line}" for line in lines)]) for title, lines in parts)
+
+
+def _kinds(experiment: Experiment) -> dict[str, str]:
+    found = {t.name: kind_of(experiment.config, t) for t in chain_of(experiment.config).transitions}
+    return {name: kind.type for name, kind in found.items() if kind is not None}
 
 
 def _terms(experiment: Experiment) -> list[str]:
@@ -53,7 +66,10 @@ def _modules(experiment: Experiment) -> list[str]:
     model = build_model_probe(config, experiment.registry)
     layout = layout_without_data(config)
     copies = "shared by all transitions" if config.embedding.shared else "one set per transition"
-    lines = [f"embedding of width {width}: rows known once the data is read, {copies}" for width in layout.rows]
+    embedding: Any = next(iter(model.embeddings.values()))
+    extra = embedding.spec.extra_width
+    more = f" and {extra} numbers that towers asked for" if extra else ""
+    lines = [f"embedding of width {width}{more}: rows known once the data is read, {copies}" for width in layout.rows]
     lines.append(f"sharing {config.sharing.type}: {_count(model.sharing):,} parameters")
     for transition in chain.transitions:
         name = transition.name

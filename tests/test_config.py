@@ -69,6 +69,7 @@ for _kind, _name, _factory in [
     ("towers", "din", Din),
     ("readers", "files", Files),
     ("readers", "simulator", nothing),
+    ("stages", "binary", nothing),
     *((kind, DEFAULTS[key], nothing) for key, kind in PARTS.items() if key != "tower"),
     *(("metrics", name, Metric) for name in (*DEFAULTS["metrics"], "gauc")),
 ]:

@@ -86,6 +86,21 @@ def _stages(config: Fields, chain: Chain) -> Iterator[Problem]:
     for stage in config.stages:
         if stage not in chain.stages:
             yield Problem(("stages", stage), f"the chain has no such stage.{did_you_mean(stage, chain.stages)}")
+        elif config.stages[stage].kind.type != "binary":
+            yield from _kind(chain, stage)
+
+
+def _kind(chain: Chain, stage: str) -> Iterator[Problem]:
+    """A kind is asked whether one thing happened: there is one for neither the root nor one of several outcomes."""
+    key, arrivals = ("stages", stage, "kind"), chain.arrivals(stage)
+    if not arrivals:
+        yield Problem(key, f"every row is one '{stage}', so it has no distribution. Remove the line.")
+    elif stage in chain.otherwise:
+        named = arrivals[0].outcomes[0]
+        yield Problem(key, f"'{stage}' happens where '{named}' does not, so it has no kind. Give it to '{named}'.")
+    elif several := next((t for t in arrivals if len(t.outcomes) > 1), None):
+        what = f"'{several}' is one choice of {len(several.outcomes)} outcomes, a softmax, so none of them has a kind."
+        yield Problem(key, f"{what} Remove the line, or write a line of the chain for each.")
 
 
 def _towers(config: Fields, chain: Chain) -> Iterator[Problem]:

@@ -16,13 +16,14 @@ def json_schema(registry: Registry) -> Json:
     """The schema, with the options of every part that `registry` has."""
     schema = Fields.model_json_schema()
     shared: Json = schema["$defs"]
-    kinds = dict.fromkeys([*PARTS.values(), *NAMED_PARTS.values()])
+    kinds = dict.fromkeys([*PARTS.values(), *NAMED_PARTS.values(), "stages"])
     shared |= {kind: {"oneOf": _choices(kind, registry, shared)} for kind in kinds}
     properties = schema["properties"]
     properties |= {key: _of(kind) for key, kind in PARTS.items()}
     properties |= {key: _by_name(kind, removable=key in DEFAULTS) for key, kind in NAMED_PARTS.items()}
     properties["chain"] = {"anyOf": [{"type": "string"}, properties["chain"]], "title": "Chain"}
     shared["Data"] = {"oneOf": [_data(shared["Data"], e, shared) for e in entries_of("readers", registry).values()]}
+    shared["Stage"]["properties"]["kind"] = _of("stages")
     del shared["Component"]
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "An experiment of espace"}
     return {**schema, **head, "required": ["chain", "data", "features"]}

@@ -40,7 +40,9 @@ def _apply(source: Source, text: str, place: Place) -> None:
         if isinstance(node, dict) and node.get(step) is None:
             source.move(key, place)
             node[step] = {} if defaults is None else deepcopy(defaults)
-        if isinstance(node[slot], str) and key[0] in (*PARTS, *NAMED_PARTS):
+        if isinstance(node[slot], str) and (
+            key[0] in (*PARTS, *NAMED_PARTS) or (key[0], key[-1]) == ("stages", "kind")
+        ):
             node[slot] = {"type": node[slot]}
         node = node[slot]
     slot = _slot(node, steps[-1], key)

@@ -43,6 +43,8 @@ class Binder:
         for key, kind in NAMED_PARTS.items():
             if key in tree or key in DEFAULTS:
                 tree[key] = self._named(tree.get(key, {}), kind, key)
+        if isinstance(tree.get("stages"), dict):
+            tree["stages"] = {name: self._stage(stage, name) for name, stage in tree["stages"].items()}
         if isinstance(tree.get("data"), dict):
             tree["data"] = self._data(tree["data"])
         return tree
@@ -58,6 +60,11 @@ class Binder:
                 self._refuse((key, name), f"there is none of this name to remove.{did_you_mean(name, defaults)}")
             del parts[name]
         return {name: self._part(part, kind, (key, name)) for name, part in parts.items()}
+
+    def _stage(self, written: object, name: str) -> object:
+        if not isinstance(written, dict) or "kind" not in written:
+            return written
+        return {**written, "kind": self._part(written["kind"], "stages", ("stages", name, "kind"))}
 
     def _part(self, written: object, kind: str, key: Key) -> dict[str, Any]:
         node = {"type": written} if isinstance(written, str) else written

@@ -51,6 +51,7 @@ class Stage(Section):
     """What is said about one stage."""
 
     weight: NotNegative = 1.0
+    kind: Component = Component(type="binary")
 
 
 class Split(Section):
