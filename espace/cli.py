@@ -1,4 +1,4 @@
-"""The command line: fit, check, show, evaluate, predict, list, schema. Imports of torch wait until a command needs it."""
+"""The command line: fit, check, show, evaluate, predict, list, schema, new. Imports of torch wait until a command needs it."""
 
 from __future__ import annotations
 
@@ -225,6 +225,26 @@ def schema(
         from espace.plugins import load as load_plugins
 
         typer.echo(json.dumps(json_schema(load_plugins(plugin or [])), indent=2))
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="What to make: tower.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="What the YAML will call it, such as cross_net.", show_default=False)],
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--folder", help="Where to; by default espace-NAME.", show_default=False),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a folder with a new tower that installs, passes its tests and trains as it is.
+
+    Example: espace new tower cross_net
+    """
+    with _told(debug):
+        from espace.new import create
+
+        typer.echo(create(kind, name, folder))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from espace.config import json_schema
 from espace.plugins import KINDS, load
 from tests.shop import CONFIG, SPLITS, Said, Shop, rows
 
-COMMANDS = ["fit", "check", "show", "evaluate", "predict", "list", "schema"]
+COMMANDS = ["fit", "check", "show", "evaluate", "predict", "list", "schema", "new"]
 TREE = ["impression -> click", "click -> cart | wish else browse", "cart -> buy", "wish -> buy", "browse -> buy"]
 
 
@@ -167,7 +167,7 @@ class TestList:
     def test_a_tower_has_its_options_with_defaults_a_line_of_doc_and_its_package(self, shop):
         out = shop.espace("list", "towers").out
         assert out.startswith("towers:\n  mlp  (espace)  Linear, norm, activation, dropout")
-        assert "hidden_units: a list of whole numbers; default [360, 200, 80]\n" in out
+        assert "hidden_units: a list of whole numbers above 0; default [360, 200, 80]\n" in out
         assert "activation: one of 'relu', 'prelu', 'gelu', 'silu', 'tanh'; default 'relu'\n" in out
 
     def test_an_option_without_default_is_required(self, shop):
