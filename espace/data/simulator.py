@@ -17,6 +17,9 @@ Two estimands are called "conversion rate". With means over the hidden h at give
 and gamma = 0 makes them one. `potential_conversion` is drawn from q at the row's own h, for EVERY impression: its mean
 is q_do over all impressions with these features, and q_x over the clicked ones. `conversion` is it where there is a
 click, else 0.
+
+`history` has the items that the user clicked before the log begins, oldest first: the last 50 clicks among 128 impressions
+of the same world. `history_category` has their categories.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
 import espace
+from espace.data.lists import offsets_of
 from espace.data.readers import Piece
 from espace.errors import ConfigError, DataError, did_you_mean
 
@@ -51,11 +55,14 @@ USER_BIAS, ITEM_BIAS, CONTEXT_BIAS = 0.7, 1.0, 0.5  # deviations; the interactio
 CALIBRATION_ROWS = 2**17
 NODES = 15  # of Gauss-Hermite quadrature over h, for each unit of gamma: q_x is exact to 1e-4 or better
 CLICK, OWN = 0, 1  # the two scores s_c and s_o
+PAST, LONGEST = 128, 50  # impressions of every user before the log begins; clicks among them that a history keeps
+USERS_AT_ONCE = 4_096
 
 _COLUMNS = {
     pa.int64(): ("row", "user_id", "item_id", "user_group", "item_category", "context"),
     pa.int8(): ("click", "conversion", "potential_conversion"),
     pa.float64(): ("true_click", "true_conversion_given_click", "true_conversion", "true_conversion_given_do_click"),
+    pa.list_(pa.int64()): ("history", "history_category"),
 }
 SCHEMA = pa.schema([(name, kind) for kind, names in _COLUMNS.items() for name in names])
 
@@ -124,7 +131,8 @@ class Simulator:
         path, start = ("rows", self.split, piece.index), piece.index * self.piece_rows
         rows = _Impressions(world, path, piece.rows, start, uniform=self.exposure == "uniform")
         schema = pa.schema([SCHEMA.field(name) for name in columns])
-        return pa.table([pa.array(getattr(rows, name)) for name in columns], schema=schema)
+        found = [getattr(rows, name) for name in columns]
+        return pa.table([c if isinstance(c, pa.Array) else pa.array(c) for c in found], schema=schema)
 
 
 @dataclass(frozen=True)
@@ -178,6 +186,14 @@ class World:
         """1[b_i < 0] A_u1 B'_i1, (rows,)."""
         product: Floats = self.users.vectors[CLICK][user, 0] * self.items.vectors[OWN][item, 0]
         return np.where(self.items.biases[CLICK][item] < 0, product, 0.0)
+
+    @cached_property
+    def histories(self) -> tuple[Ints, Ints]:
+        """Items that users clicked before the log, user after user, (clicks,), and where each user's begin, (users + 1,)."""
+        number = len(self.users.seen)
+        parts = [_Past(self, first, min(USERS_AT_ONCE, number - first)) for first in range(0, number, USERS_AT_ONCE)]
+        items, lengths = zip(*(part.clicked() for part in parts), strict=True)
+        return np.concatenate(items), offsets_of(np.concatenate(lengths))
 
     def _calibrate(self, rows: _Impressions) -> None:
         """Set what the wishes are standardised by, then the intercepts."""
@@ -246,6 +262,21 @@ class _Impressions:
     @property
     def item_category(self) -> Ints:
         return self.world.items.group[self.item]
+
+    @cached_property
+    def history(self) -> pa.ListArray:
+        """As in the schema."""
+        items, starts = self.world.histories
+        lengths = np.diff(starts)[self.user]
+        offsets = offsets_of(lengths)
+        events = np.arange(offsets[-1]) + np.repeat(starts[self.user] - offsets[:-1], lengths)
+        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(items[events] + 1))
+
+    @property
+    def history_category(self) -> pa.ListArray:
+        """As in the schema."""
+        groups = self.world.items.group[self.history.flatten().to_numpy() - 1]
+        return pa.ListArray.from_arrays(self.history.offsets, pa.array(groups))
 
     @cached_property
     def click_score(self) -> Floats:
@@ -330,6 +361,25 @@ class _Impressions:
             q += convert
             both += click * convert
         return p, q, both
+
+
+class _Past(_Impressions):
+    """Impressions of some users before the log begins, `PAST` of each."""
+
+    def __init__(self, world: World, first: int, users: int) -> None:
+        super().__init__(world, ("past", first), users * PAST)
+        self.first = first
+
+    @cached_property
+    def user(self) -> Ints:
+        return self.first + np.arange(self.rows) // PAST
+
+    def clicked(self) -> tuple[Ints, Ints]:
+        """The items of every user's last clicks, and their number."""
+        clicks = self.click.reshape(-1, PAST)
+        late = clicks[:, ::-1].cumsum(axis=1)[:, ::-1] <= LONGEST  # at most so many clicks from here on
+        kept = (clicks == 1) & late
+        return self.item.reshape(-1, PAST)[kept], kept.sum(axis=1)
 
 
 def _nodes(gamma: float) -> Iterator[tuple[float, float]]:

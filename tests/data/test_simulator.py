@@ -41,7 +41,8 @@ def read(reader: Simulator, *columns: str) -> pa.Table:
 
 
 def simulate(rows: int = ROWS, split: str = "test", **options: Any) -> dict[str, np.ndarray]:
-    table = read(Simulator(rows, split, **options))
+    reader = Simulator(rows, split, **options)
+    table = read(reader, *(f.name for f in reader.schema if not pa.types.is_list(f.type)))
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
@@ -300,6 +301,47 @@ def test_a_world_of_one_user_and_one_item_and_the_ends_of_every_range_stay_finit
     ends |= {"click_rate": 1e-6, "conversion_rate": 1 - 1e-6, "user_skew": 5.0, "item_skew": 5.0, "group_share": 0.0}
     for options in ({"users": 1, "items": 1}, ends):
         assert all(np.isfinite(column).all() for column in simulate(2_000, **options).values())
+
+
+# --- histories
+
+
+def histories(rows: int, split: str = "test", **options: Any) -> dict[int, list[int]]:
+    table = read(Simulator(rows, split, **options), "user_id", "history")
+    return dict(zip(table["user_id"].to_pylist(), table["history"].to_pylist(), strict=True))
+
+
+def test_a_user_has_one_history_whatever_the_row_the_split_and_the_exposure() -> None:
+    one, *others = (
+        histories(5_000, split, **SMALL, exposure=exposure)
+        for split, exposure in (("train", "logged"), ("test", "logged"), ("test", "uniform"))
+    )
+    assert len(one) == SMALL["users"]
+    assert all(other == one for other in others)
+    table = read(Simulator(3_000, "train", **SMALL), "user_id", "history")
+    assert all(row["history"] == one[row["user_id"]] for row in table.to_pylist())
+
+
+def test_a_history_has_the_last_clicks_and_their_categories() -> None:
+    table = read(Simulator(3_000, "train", **SMALL), "item_id", "item_category", "history", "history_category")
+    category = dict(zip(table["item_id"].to_pylist(), table["item_category"].to_pylist(), strict=True))
+    for row in table.slice(0, 200).to_pylist():
+        assert row["history_category"] == [category[item] for item in row["history"]]
+
+
+@pytest.mark.parametrize(("rate", "least", "most"), [(0.1, 0, 50), (0.9, 50, 50), (1e-6, 0, 1)])
+def test_a_history_has_at_most_50_clicks(rate: float, least: int, most: int) -> None:
+    lengths = [len(h) for h in histories(3_000, **SMALL, kappa=0.1, click_rate=rate).values()]
+    assert least <= min(lengths) <= max(lengths) <= most
+
+
+def test_users_click_more_on_categories_that_they_clicked_before() -> None:
+    table = read(Simulator(100_000, "test"), "item_category", "history_category", "click")
+    pairs = zip(table["item_category"].to_pylist(), table["history_category"].to_pylist(), strict=True)
+    share = np.array([past.count(category) / max(len(past), 1) for category, past in pairs])
+    click = table["click"].to_numpy()
+    often, never = click[share > 0.15], click[share == 0]
+    assert often.mean() > 1.5 * never.mean()
 
 
 @pytest.mark.parametrize("source", [0, -5, 1.5, True, "train.parquet", None])
