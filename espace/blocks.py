@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from espace.features import Features, FeatureSpec
 
@@ -19,7 +20,18 @@ Dropout: TypeAlias = Annotated[float, Ge(0.0), Lt(1.0)]
 Count: TypeAlias = Annotated[int, Gt(0)]
 
 ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
-_NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch norm that judges a single row, which has no variance, by the running statistics."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and len(input) < 2:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
+
+
+_NORMS = {"batch": _BatchNorm, "layer": nn.LayerNorm}
 
 
 def dense(

@@ -129,7 +129,7 @@ class Training(pl.LightningModule):
         with torch.no_grad():
             loss = self.weighting(means)
         terms = {f"train/loss/{name}": float(value) for name, value in means.items()}
-        last = {} if auxiliary is None else {"train/auxiliary_loss": float(auxiliary)}
+        last = {} if auxiliary is None else {"train/auxiliary_loss": float(auxiliary.detach())}
         self._tell({"train/loss": float(loss), **terms, **last}, self.global_step + 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -105,6 +105,29 @@ def test_tables_get_sparse_gradients_of_the_rows_looked_up_only(encoded):
     assert set(gradient.coalesce().indices()[0].tolist()) <= set(range(encoder.layout.rows[4]))
 
 
+def test_extra_numbers_are_looked_up_and_pooled_like_the_vectors_and_change_none_of_them(encoded):
+    encoder, batch = encoded
+    torch.manual_seed(0)
+    plain = Embedding(FEATURES, encoder.layout, dim=4, std=0.1)
+    torch.manual_seed(0)
+    embedding = Embedding(FEATURES, encoder.layout, dim=4, std=0.1)
+    one, two = embedding.spec.ask(1), embedding.spec.ask(2)
+    embedding.widen()
+    features = embedding(batch)
+    assert torch.equal(features.flat(), plain(batch).flat())
+    assert torch.equal(features.ragged("unpooled").values, plain(batch).ragged("unpooled").values)
+    assert [f.name for f in embedding.spec.categorical] == ["a", "wide", "history", "tags", "weighted"]
+    narrow, wide = (embedding.tables[w].weight.detach() for w in ("4", "6"))
+    assert not narrow[narrow[:, :4].abs().sum(1) == 0].any(), "padding stays zero"
+    rows = dict(zip(DATA["a"], batch.ids[:, 0].long().tolist(), strict=True))
+    for i in range(3):
+        assert torch.equal(features.extra(one)[i, 0], narrow[rows[DATA["a"][i]], 4:5])
+        assert torch.equal(features.extra(two)[i, 1], wide[batch.ids[i, 1].long(), 7:9])
+        history = [narrow[rows[v], 5:7] for v in DATA["history"][i]]
+        expected = torch.stack(history).mean(0) if history else torch.zeros(2)
+        assert torch.allclose(features.extra(two)[i, 2], expected)
+
+
 def build(encoder, shared):
     names = [t.name for t in CHAIN.transitions]
     embed = {n: Embedding(FEATURES, encoder.layout, dim=4, std=0.1) for n in (["shared"] if shared else names)}

@@ -332,3 +332,63 @@ def test_a_full_disk_stops_training_and_leaves_the_checkpoint_before(shop):
 def test_a_diverging_run_from_python_raises_the_error_itself(shop):
     with pytest.raises(NonFiniteError, match="the loss is nan"):
         fit(shop, optimizer={"lr": 1e30})
+
+
+# -- what towers may ask for
+
+ASKING = """import espace, torch
+from torch import nn
+
+
+class Asking(nn.Module):
+    auxiliary_loss = torch.zeros(())
+
+    def __init__(self, spec, *, shared: bool = False):
+        super().__init__()
+        self.first_order = espace.FirstOrder(spec, "weights" if shared else None)
+        self.pulled = nn.Parameter(torch.zeros(()))
+        self.out_features = 1
+
+    def forward(self, features):
+        if self.training:
+            self.auxiliary_loss = (self.pulled - 3).square()
+        return self.first_order(features)
+
+
+@espace.hookimpl
+def register_towers(register):
+    register("asking", Asking)
+"""
+
+
+def asking(shop, **sections):
+    (shop.folder / "asking.py").write_text(ASKING)
+    return train(shop, plugins=["./asking.py"], **sections)
+
+
+def test_what_a_tower_adds_to_the_loss_is_trained_and_told(shop):
+    run = asking(shop, tower="asking", trainer={"log_every_n_steps": 2})
+    pulled = [w for name, w in weights(run).items() if name.endswith("pulled")]
+    assert len(pulled) == 2
+    assert all(w > 0.05 for w in pulled)  # Adam takes steps of about 0.01
+    told = [value for _, _, name, value in lines(run) if name == "train/auxiliary_loss"]
+    assert told == sorted(told, reverse=True)
+    assert told[-1] < told[0] < 2 * 3.0**2
+    losses = [v for _, _, n, v in lines(run) if n == "train/loss"]
+    assert max(losses) < 2, "train/loss is the chain's"
+
+
+@pytest.mark.parametrize(("shared", "more"), [(True, 1), (False, 2)])
+def test_extra_tables_are_columns_of_the_embedding_which_are_trained_and_loaded(shop, shared, more):
+    run = asking(shop, tower={"type": "asking", "shared": shared})
+    (table,) = (w for n, w in weights(run, "best").items() if ".tables.4." in n)
+    assert table.shape[1] == 4 + more
+    assert table[:, 4:].abs().max() > 0.02, "they learn: the start has a deviation of 0.01"
+    first = load(run).predict(rows(50, 5))
+    assert load(run).predict(rows(50, 5)).equals(first)
+
+
+def test_without_a_shared_embedding_each_tower_asks_its_own(shop):
+    run = asking(shop, tower={"type": "asking", "shared": True}, embedding={"dim": 4, "shared": False})
+    widths = [w.shape[1] for n, w in weights(run, "best").items() if ".tables.4." in n]
+    assert widths == [5, 5]

@@ -1,4 +1,5 @@
-"""An Ali-CCP-shaped table: 23 id fields of about a million ids, Zipf-distributed, clicks and conversions."""
+"""An Ali-CCP-shaped table: 23 id fields of about a million ids, Zipf-distributed, a history of the second of them with 20
+events on average and at most 50, clicks and conversions."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 SIZES = [200_000, 500_000, 50_000, 50_000, 40_000, 30_000, 30_000, 20_000, 20_000, 10_000, 10_000, 10_000, 9_000]
 SIZES += [8_000, 7_000, 6_000, 5_000, 4_000, 3_000, 3_000, 100, 30, 13]
 GROUP = 65_536
+LONGEST = 50
 
 
 def write(path: Path, rows: int, seed: int = 0) -> Path:
@@ -34,7 +36,14 @@ def _piece(random: np.random.Generator, rows: int) -> pa.Table:
     score = np.sin(columns["f0"] * 0.7) + np.cos(columns["f1"] * 0.3) + 0.5 * np.sin(columns["f21"])
     click = random.random(rows) < 0.04 * np.exp(0.6 * score - 0.3)
     buy = click & (random.random(rows) < 0.05 * np.exp(0.5 * np.cos(columns["f1"] * 0.3)))
-    return pa.table({**columns, "click": click.astype(np.int8), "conversion": buy.astype(np.int8)})
+    history = _history(np.random.default_rng(random.integers(2**32)), rows)
+    return pa.table({**columns, "history": history, "click": click.astype(np.int8), "conversion": buy.astype(np.int8)})
+
+
+def _history(random: np.random.Generator, rows: int) -> pa.ListArray:
+    lengths = np.minimum(random.geometric(1 / 26, rows) - 1, LONGEST)
+    items = ((random.random(lengths.sum()) ** 3) * SIZES[1]).astype(np.int32)
+    return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), items)
 
 
 def experiment(train: Path, **data: object) -> dict[str, object]:

@@ -1,0 +1,79 @@
+"""Blocks of towers: each against its formula, and extra tables from the tower's question to the embedding's answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import espace
+from espace.errors import EspaceError
+from espace.features import ExtraTable
+from espace.testing import example_features, example_spec, rows_of
+
+
+def test_a_dense_stack_is_linear_norm_activation_dropout():
+    stack = espace.dense(5, [4, 3], activation="tanh", norm="layer", dropout=0.5)
+    assert [type(layer).__name__ for layer in stack] == ["Linear", "LayerNorm", "Tanh", "Dropout"] * 2
+    assert espace.dense(5, [])(torch.ones(2, 5)).shape == (2, 5)
+
+
+def test_fields_of_the_common_width_stay_as_they_are_and_others_are_mapped():
+    spec = example_spec()
+    matrix, features = espace.FieldMatrix(spec).double(), example_features(spec)
+    out = matrix(features)
+    names = [f.name for f in spec.fields if f.width]
+    assert matrix.width == 4  # that of most fields with ids
+    assert matrix.fields == tuple(names)
+    maps = {"city": matrix.maps[0][0], "age": matrix.maps[1][0], "price": matrix.maps[1][1], "text": matrix.maps[2][0]}
+    for place, name in enumerate(names):
+        own = features.field(name)
+        expected = torch.stack([sum(v[i] * maps[name][i] for i in range(len(v))) for v in own]) if name in maps else own
+        assert torch.allclose(out[:, place], expected, atol=1e-12), name
+
+
+def test_a_field_matrix_has_the_width_that_is_asked_for():
+    spec = example_spec()
+    assert espace.FieldMatrix(spec, 5).double()(example_features(spec)).shape == (6, 9, 5)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_field_matrix_works_on_few_rows(rows):
+    spec = example_spec()
+    features = rows_of(example_features(spec), torch.arange(rows))
+    assert espace.FieldMatrix(spec).double()(features).shape == (rows, 9, 4)
+
+
+def test_another_module_s_vector_is_one_field():
+    features = espace.Features.of_vector(torch.randn(3, 7))
+    matrix = espace.FieldMatrix(features.spec)
+    assert torch.equal(matrix(features)[:, 0], features.flat())
+
+
+def test_towers_that_ask_under_one_name_share_a_table_and_others_do_not():
+    spec = example_spec()
+    own, shared = spec.ask(2), spec.ask(1, "first order")
+    assert spec.ask(1, "first order") == shared
+    assert spec.ask(2) != own
+    assert spec.extra_width == 2 + 1 + 2
+    with pytest.raises(EspaceError, match="extra table 'first order': one tower asks for a width of 1, another for 3"):
+        spec.ask(3, "first order")
+
+
+def test_what_was_asked_of_another_spec_is_refused():
+    table = example_spec().ask(1)
+    with pytest.raises(EspaceError, match="this extra table was asked of another spec"):
+        example_features(example_spec()).extra(table)
+
+
+def test_a_vector_has_no_ids_and_so_nothing_extra():
+    assert espace.Features.of_vector(torch.randn(3, 7)).extra(ExtraTable(0, 2)).shape == (3, 0, 2)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_batch_norm_trains_on_a_batch_of_one_row_or_none(rows):
+    stack = espace.dense(5, [4], norm="batch").train()
+    stack(torch.randn(8, 5))
+    out = stack(torch.randn(rows, 5))
+    out.sum().backward()
+    assert torch.isfinite(out).all()
+    assert all(p.grad is not None for p in stack.parameters())
