@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 import espace.config as configuration
 from espace.build import (
@@ -352,13 +353,11 @@ def _is_first_rank() -> bool:
     return next((os.environ[n] for n in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if n in os.environ), "0") == "0"
 
 
-def evaluate(
-    config: Config, registry: Registry, model: Model, stream: Stream, device: str | torch.device = "cpu"
-) -> Evaluated:
-    """Judge a model on a stream. Raises NonFiniteError for a prediction that is not finite."""
-    objective = build_objective(config, registry)
-    judge = build_judge(config, registry, objective).to(device)
-    model = model.to(device).eval()
+def evaluate(config: Config, run: Run, stream: Stream, device: str | torch.device = "cpu") -> Evaluated:
+    """Judge a run on a stream, by the metrics of `config`. Raises NonFiniteError for a prediction that is not finite."""
+    objective = build_objective(config, run.registry)
+    judge = build_judge(config, run.registry, objective, run.weighting.to(device)).to(device)
+    model = run.model.to(device).eval()
     with torch.no_grad():
         for batch in stream:
             batch = batch.to(device)
@@ -366,9 +365,9 @@ def evaluate(
     return Evaluated(judge.compute(), judge.curves())
 
 
-def build_judge(config: Config, registry: Registry, objective: Any) -> Judge:
-    """All metrics of all spaces."""
-    terms = TermMeans(list(objective.terms), build_weighting(config, registry, objective))
+def build_judge(config: Config, registry: Registry, objective: Any, weighting: nn.Module) -> Judge:
+    """All metrics of all spaces. `weighting` stays the module of whoever trains it."""
+    terms = TermMeans(list(objective.terms), weighting.forward)
     return Judge(chain_of(config), spaces_of(config), build_metrics(config, registry), terms)
 
 
@@ -383,7 +382,7 @@ def evaluate_run(run: Run, config: Config, name: str, report: Report) -> Evaluat
     task = _task(config)
     scans = {name: scan_other(task, parts[name], encoder, report.progress)}
     _judge_scans(config, parts, scans, report)
-    found = evaluate(config, run.registry, run.model, Prepared(parts, scans, encoder).stream(config, name))
+    found = evaluate(config, run, Prepared(parts, scans, encoder).stream(config, name))
     report.results(config, name, found.metrics)
     return found
 
@@ -451,11 +450,12 @@ class _Training:
     def _module(self) -> Any:
         from espace.lightning import Training
 
+        weighting = build_weighting(self.config, self.registry, self.objective)
         return Training(
             self.model,
             self.objective,
-            build_weighting(self.config, self.registry, self.objective),
-            build_judge(self.config, self.registry, self.objective),
+            weighting,
+            build_judge(self.config, self.registry, self.objective, weighting),
             self.config.optimizer.model_dump(),
             self.config.seed,
             {**artefact_of(self.config, self.prepared.encoder), "data": self._identity()},
@@ -488,7 +488,7 @@ class _Training:
         curves = {}
         for name, prefix in (("validation", "val"), ("test", "test")):
             if name in self.prepared.parts:
-                found = evaluate(self.config, self.registry, run.model, self.prepared.stream(self.config, name))
+                found = evaluate(self.config, run, self.prepared.stream(self.config, name))
                 results |= {f"{prefix}/{k}": v for k, v in found.metrics.items()}
                 curves[name] = found.curves
                 self.report.results(self.config, name, found.metrics)

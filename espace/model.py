@@ -44,7 +44,7 @@ class Model(nn.Module):
         self.sharing = sharing
         self.towers = nn.ModuleDict(towers)
         self.link = link
-        parts = [m for module in (sharing, self.towers) for m in module.modules()]
+        parts = [m for module in (sharing, self.towers, link) for m in module.modules()]
         self._auxiliary: list[Any] = [m for m in parts if hasattr(type(m), "auxiliary_loss")]
         self.kinds = nn.ModuleDict(kinds or {})
         self.heads = nn.ModuleDict({t.name: nn.Linear(link.widths[t.name], self._logits(t)) for t in chain.transitions})

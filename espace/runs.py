@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 import espace.config as configuration
-from espace.build import build_encoder, build_model
+from espace.build import build_encoder, build_model, build_objective, build_weighting
 from espace.checkpoint import read_checkpoint
 from espace.config import Config
 from espace.data.encode import Encoder, learnt_from_state
@@ -63,14 +64,24 @@ def _arrays(value: Any) -> Any:
 class Run:
     """A trained model with its encoder: from a run folder, or from a checkpoint file alone.
 
-    Attributes: config, registry, encoder, model (in eval mode), folder (None for a lone checkpoint).
+    Attributes: config, registry, encoder, model (in eval mode), weighting (of the loss terms), folder (None for a lone
+    checkpoint).
     """
 
-    def __init__(self, config: Config, registry: Registry, encoder: Encoder, model: Model, folder: Path | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        encoder: Encoder,
+        model: Model,
+        weighting: nn.Module,
+        folder: Path | None,
+    ) -> None:
         self.config = config
         self.registry = registry
         self.encoder = encoder
         self.model = model
+        self.weighting = weighting
         self.folder = folder
 
     def predict(self, table: pa.Table | Any) -> pa.Table:
@@ -136,7 +147,7 @@ class Run:
 
     def _predict_piece(self, reader: Reader, piece: Any, keep: Sequence[str]) -> pa.Table:
         """The kept columns of a piece, those of `--keep` in its order, and its probabilities, which replace old ones."""
-        table = reader.read(piece, [*keep, *self.encoder.columns(labels=False)])
+        table = reader.read(piece, list(dict.fromkeys([*keep, *self.encoder.columns(labels=False)])))
         predicted = self._predict(table, str(piece))
         kept = table.select([c for c in keep if c not in predicted.column_names])
         for name in predicted.column_names:
@@ -192,15 +203,17 @@ def load(path: str | Path, checkpoint: str = "best", plugins: Sequence[str] = ()
     tables, numbers = learnt_from_state(_arrays(artefact["encoder"]))
     encoder = build_encoder(config, tables, numbers)
     model = build_model(config, registry, encoder.layout)
-    weights = {k[len("model.") :]: v for k, v in content["state_dict"].items() if k.startswith("model.")}
+    weighting = build_weighting(config, registry, build_objective(config, registry))
     try:
-        model.load_state_dict(weights)
+        for prefix, module in (("model.", model), ("weighting.", weighting)):
+            weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+            module.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(
             f"{file}: its weights do not fit the model that is built now: {' '.join(str(error).split())}. Use the plugins as"
             " they were when it was trained; versions.json has the packages."
         ) from error
-    return Run(config, registry, encoder, model.eval(), place if place.is_dir() else None)
+    return Run(config, registry, encoder, model.eval(), weighting, place if place.is_dir() else None)
 
 
 def config_file(run: Path) -> Path:

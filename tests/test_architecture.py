@@ -12,15 +12,15 @@ LAYERS = [  # a module imports only what stands above it
     "data.readers data.cache data.schemas data.convert data.files data.formats",
     "data",
     "embedding model optim",
-    "towers sharing links objectives samplers weightings metrics",
+    "towers sharing links objectives samplers weightings stages metrics",
     "signature plugins",
     "config",
     "build evaluation checkpoint",
     "lightning callbacks runs report narrator",
-    "experiment show",
+    "experiment show new",
     "cli testing",
 ]
-LEAVES = ("towers", "sharing", "links", "objectives", "samplers", "weightings", "metrics")
+LEAVES = ("towers", "sharing", "links", "objectives", "samplers", "weightings", "stages", "metrics")
 HOMES = {
     "pytorch_lightning": {"lightning", "callbacks", "data.module", "cli", "narrator"},
     "lightning_fabric": {"lightning"},

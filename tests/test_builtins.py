@@ -1,15 +1,39 @@
 """The built-in parts keep the laws that plugins inherit."""
 
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 import torch
 
+from espace import plugins
+from espace.data.readers import Files, arrow, csv, parquet
+from espace.data.simulator import Simulator
 from espace.features import Features, FeatureSpec, Field
 from espace.links.none import NoLink
+from espace.metrics.auc import AUC
+from espace.metrics.calibration import Calibration
+from espace.metrics.count import Count
+from espace.metrics.gauc import GAUC
+from espace.metrics.log_loss import LogLoss
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
+from espace.samplers.none import NoSampler
 from espace.sharing.separate import Separate
-from espace.testing import LinkTests, ObjectiveTests, SharingTests, TowerTests
+from espace.stages.binary import Binary
+from espace.testing import (
+    LinkTests,
+    MetricTests,
+    ObjectiveTests,
+    ReaderTests,
+    SamplerTests,
+    SharingTests,
+    StageTests,
+    TowerTests,
+    WeightingTests,
+)
 from espace.towers.mlp import MLP
+from espace.weightings.fixed import Fixed
 
 
 class TestMLP(TowerTests):
@@ -46,6 +70,98 @@ class TestParentSpace(ObjectiveTests):
 class TestParentSpacePerImpression(ObjectiveTests):
     objective = ParentSpace
     options = {"divide_by": "impressions"}
+
+
+class TestNoSampler(SamplerTests):
+    sampler = NoSampler
+
+
+class TestFixed(WeightingTests):
+    weighting = Fixed
+
+
+class TestAUC(MetricTests):
+    metric = AUC
+
+
+class TestLogLoss(MetricTests):
+    metric = LogLoss
+
+
+class TestCalibration(MetricTests):
+    metric = Calibration
+    options = {"points": 7}
+
+
+class TestCount(MetricTests):
+    metric = Count
+    counts = ("rows", "positives")
+
+
+class TestGAUC(MetricTests):
+    metric = GAUC
+    options = {"by": "user", "max_rows": 500}
+    counts = ("gauc_groups",)
+
+
+def table(rows):
+    columns = {"user": range(rows), "city": ["x", None] * (rows // 2), "price": [n / 3 for n in range(rows)]}
+    return pa.table({name: list(values) for name, values in columns.items()})
+
+
+class TestFiles(ReaderTests):
+    reader = Files
+
+    def source(self, folder, rows):
+        pa.csv.write_csv(table(rows), folder / "a.csv")
+        pa.parquet.write_table(table(rows), folder / "b.parquet", row_group_size=60)
+        return str(folder)
+
+
+class TestParquet(ReaderTests):
+    reader = parquet
+
+    def source(self, folder, rows):
+        pa.parquet.write_table(table(rows), folder / "rows", row_group_size=60)
+        return str(folder / "rows")
+
+
+class TestCSV(ReaderTests):
+    reader = csv
+    options = {"delimiter": ",", "column_types": {"user": "int32"}}
+
+    def source(self, folder, rows):
+        pa.csv.write_csv(table(rows), folder / "rows")
+        return str(folder / "rows")
+
+
+class TestArrow(ReaderTests):
+    reader = arrow
+
+    def source(self, folder, rows):
+        with pa.ipc.new_file(folder / "rows", table(rows).schema) as file:
+            file.write_table(table(rows), max_chunksize=60)
+        return str(folder / "rows")
+
+
+class TestSimulator(ReaderTests):
+    reader = Simulator
+    options = {"users": 20, "items": 30, "piece_rows": 64}
+
+    def source(self, folder, rows):
+        return rows
+
+
+class TestBinary(StageTests):
+    stage = Binary
+
+
+def test_every_built_in_part_keeps_the_laws_of_its_kind():
+    kinds = plugins.KINDS
+    tests = [value for name, value in globals().items() if name.startswith("Test")]
+    tried = {getattr(test, kind.removesuffix("s"), None) for test in tests for kind in kinds}
+    parts = [entry for kind in kinds for entry in plugins.load().entries(kind) if entry.package == "espace"]
+    assert not [f"{part.kind}: {part.name}" for part in parts if part.factory not in tried]
 
 
 def test_the_mlp_is_the_paper_s_by_default():

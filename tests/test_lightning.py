@@ -392,3 +392,35 @@ def test_without_a_shared_embedding_each_tower_asks_its_own(shop):
     run = asking(shop, tower={"type": "asking", "shared": True}, embedding={"dim": 4, "shared": False})
     widths = [w.shape[1] for n, w in weights(run, "best").items() if ".tables.4." in n]
     assert widths == [5, 5]
+
+
+LEARNT = """import espace, torch
+from torch import nn
+
+
+class Learnt(nn.Module):
+    def __init__(self, weights):
+        super().__init__()
+        self.s = nn.ParameterDict({term: nn.Parameter(torch.zeros(())) for term in weights})
+
+    def forward(self, terms):
+        return torch.stack([(-self.s[n]).exp() * value + self.s[n] for n, value in terms.items()]).sum()
+
+
+@espace.hookimpl
+def register_weightings(register):
+    register("learnt", Learnt)
+"""
+
+
+def test_the_loss_of_validation_and_of_the_results_is_that_of_the_weights_that_were_learnt(shop):
+    (shop.folder / "learnt.py").write_text(LEARNT)
+    run = fit(shop, plugins=["./learnt.py"], weighting="learnt", trainer={"max_epochs": 2})
+    state, results = weights(run, "best"), json.loads((run / "results.json").read_text())
+    s = {n: float(state[f"weighting.s.{n}"]) for n in ("click", "conversion")}
+    assert all(abs(v) > 0.02 for v in s.values()), "they learn"
+    assert not [name for name in state if name.startswith("judge.terms.weighting")], "and stand there once"
+    expected = sum(np.exp(-v) * results[f"val/loss/{n}"] + v for n, v in s.items())
+    assert results["val/loss"] == pytest.approx(expected, rel=1e-6)
+    best = min(value for _, _, name, value in lines(run) if name == "val/loss")
+    assert best == pytest.approx(expected, rel=1e-5)

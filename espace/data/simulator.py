@@ -119,7 +119,7 @@ class Simulator:
         self.fingerprint = f"{_number('simulator 1', self):032x}"
 
     def read(self, piece: Piece, columns: Sequence[str]) -> pa.Table:
-        """The named columns of one piece, in the order asked for; only what they need is computed.
+        """The named columns of one piece, in the order of the schema; only what they need is computed.
 
         Raises DataError for a name that is not in the schema.
         """
@@ -130,8 +130,8 @@ class Simulator:
         world = _world(replace(self, source=1, split="", exposure="logged", piece_rows=1))
         path, start = ("rows", self.split, piece.index), piece.index * self.piece_rows
         rows = _Impressions(world, path, piece.rows, start, uniform=self.exposure == "uniform")
-        schema = pa.schema([SCHEMA.field(name) for name in columns])
-        found = [getattr(rows, name) for name in columns]
+        schema = pa.schema([field for field in SCHEMA if field.name in columns])
+        found = [getattr(rows, name) for name in schema.names]
         return pa.table([c if isinstance(c, pa.Array) else pa.array(c) for c in found], schema=schema)
 
 

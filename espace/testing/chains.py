@@ -1,0 +1,26 @@
+"""Chains to try a part on, and labels that follow them."""
+
+from __future__ import annotations
+
+import torch
+
+from espace.batch import Labels
+from espace.chain import Chain
+
+CHAINS = (
+    ["impression -> click -> conversion"],
+    ["impression -> click", "click -> cart | wish else browse", "cart -> buy", "wish -> buy", "browse -> buy"],
+)
+
+
+def random_labels(chain: Chain, rows: int) -> Labels:
+    """Labels drawn down the chain, every class of a transition being equally likely."""
+    happened = {chain.root: torch.ones(rows, dtype=torch.bool)}
+    for stage in chain.stages[1:]:
+        happened[stage] = torch.zeros(rows, dtype=torch.bool)
+    for transition in chain.transitions:
+        drawn = torch.randint(len(transition.classes), (rows,))
+        for number, outcome in enumerate(transition.classes):
+            if outcome is not None:
+                happened[outcome] |= happened[transition.parent] & (drawn == number)
+    return Labels(chain, torch.stack([happened[s] for s in chain.stages[1:]], dim=1).to(torch.int8))

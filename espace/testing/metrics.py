@@ -1,0 +1,189 @@
+"""Laws of metrics, random rows to judge, and what the ranks of a distributed run would agree on."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from torchmetrics import Metric
+
+from espace.probability import Scored
+from espace.testing.law import law
+
+_ROWS = 300
+
+
+class MetricTests:
+    """Laws of a metric. Set `metric` and `options`; `counts` to the names that count something, and are 0 without rows.
+
+    The rows have predictions in float32 and one extra column, `user`, of integers. A metric that keeps rows up to a limit
+    needs `options` with a limit of a few hundred.
+    """
+
+    metric: ClassVar[Callable[..., Metric]]
+    options: ClassVar[Mapping[str, Any]] = {}
+    counts: ClassVar[tuple[str, ...]] = ()
+
+    def build(self) -> Metric:
+        """A metric that has seen nothing."""
+        return type(self).metric(**self.options)
+
+    def test_names_do_not_depend_on_the_rows(self) -> None:
+        rows = _rows()
+        cases = [rows, _rows(0), *(replace(rows, labels=torch.full_like(rows.labels, y)) for y in (0.0, 1.0))]
+        found = [_computed(self.build(), case) for case in cases]
+        assert found[0], "a metric computes {name: number}"
+        same = all(values.keys() == found[0].keys() for values in found)
+        assert same, "compute gives the same names whatever the rows are, since `monitor` may ask for any of them"
+        numbers = all(value.shape == () for values in found for value in values.values())
+        assert numbers, "each value is one number, a tensor of shape ()"
+
+    def test_pieces_give_what_the_whole_gives(self) -> None:
+        rows = _rows()
+        pieces = [take(rows, slice(a, b)) for a, b in pairwise([0, 0, 7, 150, 150, _ROWS])]
+        same = _close(judge(self.build(), *pieces), judge(self.build(), rows))
+        assert same, "reading in pieces gives what reading at once gives, to nine digits: add up, in float64"
+
+    def test_the_order_of_rows_does_not_matter(self) -> None:
+        rows = _rows()
+        same = _close(judge(self.build(), take(rows, torch.arange(_ROWS).flip(0))), judge(self.build(), rows))
+        assert same, "the order of the rows does not matter"
+
+    def test_rows_of_weight_zero_count_for_nothing(self) -> None:
+        rows = _rows()
+        hidden = torch.arange(_ROWS) % 3 == 0
+        weighted = replace(rows, weights=torch.where(hidden, 0.0, rows.weights))
+        same = _close(judge(self.build(), weighted), judge(self.build(), take(rows, ~hidden)))
+        assert same, "rows of weight 0 count for nothing"
+
+    def test_no_rows_give_nan(self) -> None:
+        with law("a part may have no rows in the space of a metric"):
+            values = judge(self.build(), _rows(0))
+        wrong = [name for name, v in values.items() if not math.isnan(v) and not (name in self.counts and v == 0)]
+        assert not wrong, (
+            f"without rows a metric is NaN, and a count (`counts`) is 0; these are not: {', '.join(wrong)}"
+        )
+
+    def test_one_class_alone_gives_no_infinity(self) -> None:
+        for label in (0.0, 1.0):
+            with law("all rows may have one label"):
+                values = judge(self.build(), replace(_rows(), labels=torch.full((_ROWS,), label)))
+            wrong = [name for name, value in values.items() if math.isinf(value)]
+            assert not wrong, f"a metric is NaN where it is undefined, never infinite; these are: {', '.join(wrong)}"
+
+    def test_ranks_together_give_what_one_gives(self) -> None:
+        rows, ranks = _rows(), [self.build() for _ in range(4)]
+        for rank, cut in zip(ranks, (slice(0, 250), slice(250, _ROWS), slice(0, 0)), strict=False):
+            rank.update(take(rows, cut))  # the last one has seen no batch
+        told = "the states of all ranks, put together by dist_reduce_fx, give what one process gives"
+        with law(told):
+            together = gathered(ranks)
+        assert _close(together, judge(self.build(), rows)), told
+
+    def test_memory_does_not_grow_with_the_rows(self) -> None:
+        metric = self.build()
+        metric.update(_rows(2_000))
+        before = _size(metric)
+        for seed in range(1, 10):
+            metric.update(_rows(2_000, seed))
+        grown = _size(metric) - before
+        assert grown < 18_000, f"memory does not grow with the rows: 18,000 more rows took {grown:,} more bytes"
+
+    def test_reset_forgets(self) -> None:
+        metric = self.build()
+        judge(metric, _rows(seed=1))
+        metric.reset()
+        same = _close(judge(metric, _rows()), judge(self.build(), _rows()))
+        assert same, "reset forgets all rows: what is remembered is an add_state"
+
+    def test_a_copy_lives_on_its_own(self) -> None:
+        metric = self.build()
+        metric.update(_rows())
+        copy.deepcopy(metric).update(_rows(seed=1))
+        same = _close(judge(metric), judge(self.build(), _rows()))
+        assert same, "a copy lives on its own, since every probability gets one"
+
+
+def scored(logits: Tensor, labels: Tensor, weights: Tensor | None = None, **extras: Tensor) -> Scored:
+    """Predictions with these logits, (rows,), beside their labels."""
+    weights = torch.ones(len(logits)) if weights is None else weights
+    return Scored(logsigmoid(logits), logsigmoid(-logits), labels.float(), weights.float(), extras)
+
+
+def example_scored(
+    rows: int, *, seed: int = 0, mean: float = -1.0, std: float = 1.5, users: int = 30, weights: bool = True
+) -> Scored:
+    """Labels drawn from the predictions themselves; half of the logits are rounded, so that many tie. In float64."""
+    torch.manual_seed(seed)
+    logits = mean + std * torch.randn(rows, dtype=torch.float64)
+    logits = torch.where(torch.rand(rows) < 0.5, logits, (4 * logits).round() / 4)
+    labels = torch.bernoulli(logits.sigmoid())
+    weight = torch.randint(1, 4, (rows,)) if weights else None
+    return scored(logits, labels, weight, user=torch.randint(0, users, (rows,)))
+
+
+def take(rows: Scored, index: Tensor | slice) -> Scored:
+    """Some of the rows."""
+    extras = {name: column[index] for name, column in rows.extras.items()}
+    return Scored(rows.log_prob[index], rows.log_not_prob[index], rows.labels[index], rows.weights[index], extras)
+
+
+def judge(metric: Metric, *parts: Scored) -> dict[str, float]:
+    """What the metric computes after it has seen these rows too."""
+    return {name: value.item() for name, value in _computed(metric, *parts).items()}
+
+
+def gathered(ranks: list[Metric]) -> dict[str, float]:
+    """What rank 0 computes when torch.distributed gathers the states of all ranks."""
+    heard: list[list[Tensor]] = []
+    for rank in ranks:
+        said: list[Tensor] = []
+
+        def listen(state: Tensor, group: object, said: list[Tensor] = said) -> list[Tensor]:
+            said.append(state)
+            return [state]
+
+        with rank.sync_context(dist_sync_fn=listen, distributed_available=lambda: True):
+            heard.append(said)
+    states = zip(*heard, strict=True)
+
+    def gather(_: Tensor, group: object) -> list[Tensor]:
+        same = list(next(states))
+        assert len({state.dtype for state in same}) == 1, "ranks would exchange different types"
+        return same
+
+    ranks[0].dist_sync_fn, ranks[0].distributed_available_fn = gather, lambda: True
+    return judge(ranks[0])
+
+
+def _rows(rows: int = _ROWS, seed: int = 0) -> Scored:
+    """Rows with predictions in float32, as a model gives them."""
+    wide = example_scored(rows, seed=seed)
+    return replace(wide, log_prob=wide.log_prob.float(), log_not_prob=wide.log_not_prob.float())
+
+
+def _computed(metric: Metric, *parts: Scored) -> dict[str, Tensor]:
+    for part in parts:
+        metric.update(part)
+    values: dict[str, Tensor] = metric.compute()
+    return values
+
+
+def _close(values: Mapping[str, float], others: Mapping[str, float]) -> bool:
+    return values.keys() == others.keys() and all(
+        math.isclose(a, others[name], rel_tol=1e-9, abs_tol=1e-12) or (math.isnan(a) and math.isnan(others[name]))
+        for name, a in values.items()
+    )
+
+
+def _size(metric: Metric) -> int:
+    """Bytes of all states."""
+    states = [s if isinstance(s, list) else [s] for s in metric.metric_state.values()]
+    return sum(tensor.nbytes for state in states for tensor in state)
