@@ -30,6 +30,7 @@ from espace.build import (
     features_of,
     labels_of,
     metric_names,
+    rows_at_once,
     spaces_of,
 )
 from espace.checkpoint import read_checkpoint
@@ -51,7 +52,6 @@ from espace.plugins import Registry
 from espace.report import Report
 from espace.runs import Run, artefact_of, config_file, load, new_folder, removed_if_empty, write_results, write_start
 
-_EVALUATION_ROWS = 16_384  # a batch of validation or test
 _PARTS = ("train", "validation", "test")
 _MAY_CHANGE = ("name", "trainer", "metrics", "monitor", "mode", "patience", "checkpoint_every")  # when a run goes on
 _PLACE = ("limit_train_batches", "accumulate_grad_batches")  # of trainer: what a count of batches means hangs on them
@@ -73,7 +73,7 @@ class Prepared:
 
     def stream(self, config: Config, name: str) -> Stream:
         """The batches of a part in the order of the file, for evaluation."""
-        plan = Plan(self.scans[name].counts, max(config.data.batch_size, _EVALUATION_ROWS), 0, False, 0)
+        plan = Plan(self.scans[name].counts, rows_at_once(config), 0, False, 0)
         return Stream(self.parts[name], self.encoder, plan, workers=config.data.workers)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import espace.config as configuration
-from espace.build import build_encoder, build_model, build_objective, build_weighting
+from espace.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once
 from espace.checkpoint import read_checkpoint
 from espace.config import Config
 from espace.data.encode import Encoder, learnt_from_state
@@ -40,7 +40,6 @@ PACKAGES = (
     "numpy",
     "pydantic",
 )
-_ROWS = 16_384  # predicted at a time
 _READ = "which the model reads"
 
 
@@ -96,8 +95,9 @@ class Run:
 
     def _predict(self, table: pa.Table, where: str) -> pa.Table:
         """Some rows at a time, so that memory is bounded."""
-        starts = range(0, max(table.num_rows, 1), _ROWS)
-        return pa.concat_tables([self._predict_part(table.slice(at, _ROWS), where, at) for at in starts])
+        size = rows_at_once(self.config)
+        starts = range(0, max(table.num_rows, 1), size)
+        return pa.concat_tables([self._predict_part(table.slice(at, size), where, at) for at in starts])
 
     @torch.no_grad()
     def _predict_part(self, table: pa.Table, where: str, first: int) -> pa.Table:

@@ -128,6 +128,15 @@ def test_every_part_is_named_with_its_options(entry: Entry) -> None:
     assert not _missing([option.name for option in entry.options], where)
 
 
+def test_every_tower_is_on_its_page_with_its_package_and_in_the_readme_of_that() -> None:
+    page = pages.text_of(DOCS / "towers.md")
+    for entry in load().entries("towers"):
+        package = entry.package.split()[0]
+        assert re.search(rf"^\| `{entry.name}` \|.*\| (`{package}`|built in) \|$", page, re.M), entry.name
+        readme = pages.HOME / "plugins" / package / "README.md"
+        assert package == "espace" or entry.name in _names(pages.text_of(readme)), f"{readme} does not name {entry.name}"
+
+
 @pytest.mark.parametrize("kind", FEATURE_TYPES)
 def test_every_kind_of_feature_has_a_section_with_its_options(kind: str) -> None:
     section = pages.sections_of(DOCS / "data.md")[kind]

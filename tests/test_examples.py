@@ -9,9 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from espace.experiment import Experiment
+from espace.plugins import load
+from espace.runs import Run
 
 HOME = Path(__file__).parent.parent
 EXAMPLES = sorted((HOME / "examples").glob("*.yaml"))
@@ -29,18 +32,18 @@ def _cases() -> Iterator[object]:
         yield pytest.param(example, id=example.stem, marks=[pytest.mark.real_data] if _is_real(example) else [])
 
 
-def _overrides(example: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A few thousand rows: fewer draws of the simulator, or a copy of the beginning of the real files."""
+def _overrides(example: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> list[str]:
+    """A few rows: fewer draws of the simulator, or a copy of the beginning of the real files."""
     if not _is_real(example):
         data = yaml.safe_load(example.read_text())["data"]
-        return [f"data.{part}={ROWS}" for part in PARTS if part in data]
+        return [f"data.{part}={rows}" for part in PARTS if part in data]
     data = Experiment.from_yaml(example).config.data
     for source in filter(None, (getattr(data, part) for part in PARTS)):
         name = Path(source).relative_to(Path(os.environ["ESPACE_DATA"]))
         if not (REAL / name).exists():
             pytest.skip(f"there is no {name} in {REAL}. Set ESPACE_DATA to the folder with the real data")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_batches([next(pq.ParquetFile(REAL / name).iter_batches(ROWS))]), folder / name)
+        pq.write_table(pa.Table.from_batches([next(pq.ParquetFile(REAL / name).iter_batches(rows))]), folder / name)
     monkeypatch.setenv("ESPACE_DATA", str(folder))
     return []
 
@@ -53,19 +56,48 @@ def test_an_example_opens_with_what_it_is_and_its_command(example: Path) -> None
     assert f"espace fit examples/{example.name}" in comment
 
 
-@pytest.mark.parametrize("example", list(_cases()))
-def test_an_example_builds_and_trains(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _fit(example: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int, *more: str) -> Run:
     if _is_real(example):
         monkeypatch.setenv("ESPACE_DATA", str(REAL))
-    overrides = _overrides(example, tmp_path / "data", monkeypatch)
+    overrides = _overrides(example, folder / "data", monkeypatch, rows)
     steps = [
         "trainer.max_epochs=1",
         "trainer.limit_train_batches=4",
         "trainer.accelerator=cpu",
         "trainer.val_check_interval=2",
     ]
-    run = Experiment.from_yaml(example, [*overrides, *steps]).fit(tmp_path / "run")
+    run = Experiment.from_yaml(example, [*overrides, *steps, *more]).fit(folder / "run")
     assert run is not None
+    return run
+
+
+@pytest.mark.parametrize("example", list(_cases()))
+def test_an_example_builds_and_trains(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _fit(example, tmp_path, monkeypatch, ROWS)
+    assert run.folder is not None
     assert {"config.yaml", "results.json", "metrics.csv", "checkpoints", "figures"} <= {
         p.name for p in run.folder.iterdir()
     }
+
+
+# -- every tower, under ESMM and under a chain of three stages
+
+TOWERS = [entry.name for entry in load().entries("towers")]
+SMALLER = {"xdeepfm": ["tower.cin_units=[16, 16]"], "bst": ["tower.hidden_units=[64]"]}
+WITH_HISTORY = [case for case in _cases() if case.id in ("esmm", "din")]  # type: ignore[attr-defined]
+
+
+def test_the_towers_of_the_repository_are_installed() -> None:
+    brought = {path.name.removeprefix("espace-") for path in (HOME / "plugins").iterdir() if path.is_dir()}
+    packages = {entry.package.split()[0].removeprefix("espace-") for entry in load().entries("towers")}
+    assert brought <= packages, "pip install ./plugins/*"
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("example", WITH_HISTORY)
+def test_every_tower_trains_on_every_chain(
+    example: Path, tower: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _fit(example, tmp_path, monkeypatch, 1_000, f"tower={tower}", "data.batch_size=200", *SMALLER.get(tower, []))
+    assert {t.type for t in (run.config.tower, *run.config.towers.values())} == {tower}
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())

@@ -22,7 +22,10 @@ from tests.bench.data import SIZES, write
 from tests.bench.step import with_espace
 
 DEEP = {"hidden_units": [360, 200, 80], "dropout": 0.0}
-MORE: dict[str, dict[str, object]] = {"xdeepfm": {"cin_units": [32, 32]}}  # with its 200 a batch of 8192 takes 8 GB
+MORE: dict[str, dict[str, object]] = {  # with the 200 of xdeepfm a batch of 8192 takes 8 GB
+    "xdeepfm": {"cin_units": [32, 32]},
+    "masknet": {"structure": "parallel"},
+}
 
 
 def options_of(name: str) -> dict[str, object]:
