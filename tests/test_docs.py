@@ -134,7 +134,9 @@ def test_every_tower_is_on_its_page_with_its_package_and_in_the_readme_of_that()
         package = entry.package.split()[0]
         assert re.search(rf"^\| `{entry.name}` \|.*\| (`{package}`|built in) \|$", page, re.M), entry.name
         readme = pages.HOME / "plugins" / package / "README.md"
-        assert package == "espace" or entry.name in _names(pages.text_of(readme)), f"{readme} does not name {entry.name}"
+        assert package == "espace" or entry.name in _names(pages.text_of(readme)), (
+            f"{readme} does not name {entry.name}"
+        )
 
 
 @pytest.mark.parametrize("kind", FEATURE_TYPES)

@@ -183,7 +183,9 @@ def test_a_plugin_whose_module_is_gone_is_one_line(install: Install, tmp_path: P
 
 def test_a_name_that_is_missing_for_a_broken_plugin_names_that_plugin(install: Install, tmp_path: Path) -> None:
     install("espace-broken", "import nothing_of_this_name")
-    with pytest.raises(PluginError, match=r"no tower 'broken'.*Not loaded: .*espace-broken 1\.2, main: .*nothing_of_this"):
+    with pytest.raises(
+        PluginError, match=r"no tower 'broken'.*Not loaded: .*espace-broken 1\.2, main: .*nothing_of_this"
+    ):
         plugins.load(base=tmp_path).get("towers", "broken")
 
 
