@@ -1,9 +1,9 @@
 """xDeepFM (Lian et al., KDD 2018, arXiv 1803.05170): a compressed interaction network (CIN), a linear part and a DNN.
 
     X^k_h = sum over i, j of W^{k,h}_ij (X^{k-1}_i o X^0_j)       (6), o: element by element, no activation
-    p^k_i = sum over the width of X^k_i                           (8)
+    p^k_i = sum over the width of X^k_i
     p+ = [p^1, ..., p^T]
-    y = sigmoid(w_linear a + w_dnn x_dnn + w_cin p+ + b)          (10)
+    y = sigmoid(w_linear a + w_dnn x_dnn + w_cin p+ + b)
 
 X^0 is the matrix of the fields' vectors. The three weights and the sum are the head's: it begins with a weight of 1 on the
 linear part, which is `espace.FirstOrder`.
