@@ -72,10 +72,10 @@ def by_hand(ids: torch.Tensor, labels: torch.Tensor, rows: int, batch: int, step
     return (time.perf_counter() - start) / (steps - WARM_UP)
 
 
-def with_espace(path: Path, batch: int, steps: int, **more: object) -> float:
+def with_espace(path: Path, batch: int, steps: int, precision: str = "32-true", **more: object) -> float:
     """Seconds a step, reading, logging and progress included; `more` are keys of the YAML."""
     values = experiment(path, batch_size=batch, split={"share": 0.01})
-    values |= {"trainer": {"max_steps": steps, "val_check_interval": steps}, **more}
+    values |= {"trainer": {"max_steps": steps, "val_check_interval": steps, "precision": precision}, **more}
     registry = load()
     times: list[float] = []
     ended = Training.on_train_batch_start

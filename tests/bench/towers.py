@@ -1,6 +1,6 @@
 """What each tower's step costs over the step of the MLP on the same rows.
 
-    python -m tests.bench.towers [--towers deepfm din ...] [--batch 8192] [--rounds 5] [--threads 2]
+    python -m tests.bench.towers [--towers deepfm din ...] [--batch 8192] [--precision 32-true] [--rounds 5]
 
 `espace fit` with reading, logging and progress on, 23 id features of 1.01 million ids, two towers, dim 18. Every tower that has
 a deep part has the MLP's, 360-200-80 without dropout; the other options are its defaults. `din` and its like read a history of
@@ -47,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--towers", nargs="+", default=every)
     parser.add_argument("--batch", type=int, default=8192)
+    parser.add_argument("--precision", default="32-true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
@@ -59,13 +60,20 @@ def main() -> None:
     for number in range(options.rounds):
         print(f"round {number}: other processes before it {psutil.cpu_percent(interval=1.0):.0f} %", flush=True)
         times = {
-            name: with_espace(path, options.batch, options.steps, tower=options_of(name), features=features_of(name))
+            name: with_espace(
+                path,
+                options.batch,
+                options.steps,
+                options.precision,
+                tower=options_of(name),
+                features=features_of(name),
+            )
             for name in ("mlp", *options.towers)
         }
         for name in options.towers:
             ratios[name].append(times[name] / times["mlp"])
         print("  " + ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in times.items()), flush=True)
-    print(f"\nbatch {options.batch}, {options.threads} threads, a step over that of the MLP:")
+    print(f"\nbatch {options.batch}, {options.threads} threads, {options.precision}, a step over that of the MLP:")
     for name, found in ratios.items():
         print(f"| `{name}` | {statistics.median(found):.2f} | {min(found):.2f}-{max(found):.2f} |")
 
