@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from espace import errors, testing
     from espace.batch import Batch, Labels, Ragged
-    from espace.blocks import Activation, Count, Dropout, FieldMatrix, FirstOrder, Norm, dense
+    from espace.blocks import Activation, Count, Dropout, FieldMatrix, FirstOrder, Gate, Norm, dense
     from espace.chain import Chain, Transition
     from espace.experiment import Experiment
     from espace.features import ExtraTable, Features, FeatureSpec, Field
@@ -33,6 +33,7 @@ __all__ = [
     "Field",
     "FieldMatrix",
     "FirstOrder",
+    "Gate",
     "Labels",
     "Norm",
     "Probabilities",
@@ -58,6 +59,7 @@ _HOME = {
     "Dropout": "blocks",
     "FieldMatrix": "blocks",
     "FirstOrder": "blocks",
+    "Gate": "blocks",
     "Norm": "blocks",
     "dense": "blocks",
     "Chain": "chain",

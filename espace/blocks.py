@@ -1,4 +1,4 @@
-"""Blocks that many towers are made of: a stack of dense layers, and the features as vectors of one width."""
+"""Blocks that towers and sharing are made of: dense layers, the features as vectors of one width, a gate over experts."""
 
 from __future__ import annotations
 
@@ -112,3 +112,31 @@ class FieldMatrix(nn.Module):
             vectors = block.reshape(len(block), count, own)
             parts.append(vectors if own == self.width else torch.einsum("bfi,fio->bfo", vectors, next(maps)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+class Gate(nn.Module):
+    """Experts mixed row by row: the sum over i of softmax(W x)_i f_i. With one expert there is nothing to weigh, and no W.
+
+    Args:
+        in_features: the width of x, what the gate looks at.
+        names: one for each expert: training tells the mean of its weight as `train/gate/<name>`.
+
+    Attributes: `weights`, (batch, experts): the softmax on the last batch of training, without its graph.
+    """
+
+    weights: Tensor
+
+    def __init__(self, in_features: int, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.layer = nn.Linear(in_features, len(names), bias=False) if len(names) > 1 else None
+
+    def forward(self, x: Tensor, experts: Sequence[Tensor]) -> Tensor:
+        """x (batch, in_features) and the vector of every expert, (batch, width) each, to (batch, width)."""
+        if self.layer is None:
+            return experts[0]
+        scores: Tensor = self.layer(x)  # (batch, experts)
+        weights = scores.softmax(1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        if self.training:
+            self.weights = weights.detach()
+        return (weights[..., None] * torch.stack(list(experts), dim=1)).sum(1)

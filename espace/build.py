@@ -60,18 +60,18 @@ def build_model(config: Config, registry: Registry, layout: Layout) -> Model:
     """The model with freshly drawn parameters, from torch's random state."""
     chain, features = chain_of(config), features_of(config)
     names = [t.name for t in chain.transitions]
-    embed = partial(Embedding, features, layout, dim=config.embedding.dim, std=config.embedding.std)
+    sparse = config.optimizer.tables != "dense"
+    embed = partial(Embedding, features, layout, dim=config.embedding.dim, std=config.embedding.std, sparse=sparse)
     embeddings = {"shared": embed()} if config.embedding.shared else {name: embed() for name in names}
     if not config.embedding.shared and config.sharing.type != "separate":
         raise ConfigError(
             f"sharing: {config.sharing.type} shares modules between transitions, but embedding.shared is false, so they have no"
             " common input. Set embedding.shared: true, or sharing: separate."
         )
-    expert = partial(_tower, registry, config.tower, "tower")
-    spec = next(iter(embeddings.values())).spec
-    sharing = make(registry, "sharing", config.sharing, spec, names, expert, where="sharing")
-    specs = sharing.specs if config.embedding.shared else {n: e.spec for n, e in embeddings.items()}
-    towers = {n: _tower(registry, tower_of(config, chain, n), f"tower of {n}", specs[n]) for n in names}
+    features_at = {n: embeddings["shared" if config.embedding.shared else n].spec for n in names}
+    sharing = _sharing(config, registry, features_at[names[0]], names)
+    specs = sharing.specs if config.embedding.shared else features_at
+    towers = {n: _tower(registry, tower_of(config, chain, n), f"tower of {n}", features_at[n], specs[n]) for n in names}
     for embedding in embeddings.values():
         embedding.widen()
     widths = {name: tower.out_features for name, tower in towers.items()}
@@ -93,11 +93,37 @@ def _kinds(config: Config, registry: Registry, chain: Chain) -> dict[str, nn.Mod
     return {t.name: make(registry, "stages", kind, where=f"stages.{t.outcomes[0]}.kind") for t, kind in found if kind}
 
 
-def _tower(registry: Registry, component: Component, where: str, spec: FeatureSpec) -> Any:
-    tower = make(registry, "towers", component, spec, where=where)
+def _sharing(config: Config, registry: Registry, features: FeatureSpec, transitions: list[str]) -> Any:
+    component = config.sharing
+    given: list[Any] = [features, transitions]
+    if component.expert is not None:
+        given.append(partial(_tower, registry, component.expert, "sharing.expert", features))
+    return make(registry, "sharing", component, *given, where="sharing")
+
+
+def _tower(registry: Registry, component: Component, where: str, features: FeatureSpec, seen: FeatureSpec) -> Any:
+    """A tower or an expert that sees the features or, where `seen` is another layout, what experts give."""
+    try:
+        tower = make(registry, "towers", component, seen, where=where)
+    except (EspaceError, LookupError) as error:
+        if seen is features:
+            raise
+        raise ConfigError(f"{where}: {_why_not_behind(component.type, where, error)}") from error
     if not isinstance(getattr(tower, "out_features", None), int):
         raise EspaceError(f"{where}: '{component.type}' does not say how wide its output is. Set self.out_features.")
     return tower
+
+
+def _why_not_behind(tower: str, where: str, error: Exception) -> str:
+    """Why a tower that was written for features cannot be built behind experts, and the way out."""
+    reason = f"there is no {error}" if isinstance(error, LookupError) else str(error.__cause__ or error)
+    mend = f"Set it to mlp, and sharing.expert to {tower} if it shall read the features."
+    if where == "sharing.expert":
+        mend = (
+            "Choose another, such as mlp, or a sharing whose experts all read the features: cgc, or ple with levels: 1."
+        )
+    what = f"{tower} cannot be built behind experts, which give one vector, without fields and histories"
+    return f"{what} ({reason.partition('. ')[0].rstrip('.')}). {mend}"
 
 
 def build_objective(config: Config, registry: Registry) -> Any:

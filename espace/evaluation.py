@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from espace.batch import Batch, Labels
+from espace.blocks import Gate
 from espace.chain import Chain
 from espace.errors import NonFiniteError
 from espace.probability import Probabilities, Scored
@@ -55,6 +56,40 @@ class Terms:
 
 def _ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class Utilisation(nn.Module):
+    """The mean weight of each expert at each gate, over the rows of all ranks since it was last asked, row weights applied.
+
+    Kept on the device as sums, `used`, (experts of all gates,), so that a step waits for nothing; saved in checkpoints.
+    """
+
+    used: Tensor
+
+    def __init__(self, gates: Sequence[Gate]) -> None:
+        super().__init__()
+        self._gates = tuple(gates)  # a tuple, since they are the model's
+        if gates:
+            self.register_buffer("used", torch.zeros(sum(len(gate.names) for gate in gates)))
+
+    def add(self, rows: Tensor) -> None:
+        """Add what the gates used on the last batch; rows: the weights of its rows, (batch,)."""
+        if self._gates:
+            weights = torch.cat([gate.weights for gate in self._gates], dim=1)  # (batch, experts of all gates)
+            used = (rows[:, None] * weights).sum(0)
+            if _ranks() > 1:
+                dist.all_reduce(used)
+            self.used += used
+
+    def take(self) -> dict[str, float]:
+        """{expert's name at its gate: its mean weight}, those of a gate adding up to 1; then begin anew."""
+        found: dict[str, float] = {}
+        if self._gates:
+            sums = torch.split(self.used, [len(gate.names) for gate in self._gates])
+            shares = torch.cat([s / s.sum() for s in sums]).tolist()
+            found = dict(zip((name for gate in self._gates for name in gate.names), shares, strict=True))
+            self.used.zero_()
+        return found
 
 
 class TermMeans(Metric):

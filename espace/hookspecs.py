@@ -25,7 +25,7 @@ def register_towers(register: Register) -> None:
 
 @hookspec
 def register_sharing(register: Register) -> None:
-    """Add ways to share, built as `factory(spec, transitions, expert, *, options)`: features per transition out."""
+    """Add ways to share, built as `factory(spec, transitions[, expert], *, options)`: features per transition out."""
 
 
 @hookspec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from espace.batch import Batch
 from espace.checkpoint import read_checkpoint, write_checkpoint
+from espace.embedding import Table
 from espace.errors import ConfigError, NonFiniteError, did_you_mean
-from espace.evaluation import Judge, Objective, Terms, check_finite
+from espace.evaluation import Judge, Objective, Terms, Utilisation, check_finite
 from espace.model import Model
 from espace.optim import LazyAdam, clip_grad_norm
 
@@ -76,11 +77,24 @@ class Training(pl.LightningModule):
         self._seed = seed
         self._artefact = dict(artefact)
         self._window: Terms | None = None  # of all ranks, since the last line
+        self.gates = Utilisation(model.gates)
         self.told: dict[str, float] = {}  # the last value of every metric
+        self._settle: Callable[[], None] = _nothing
 
     def configure_optimizers(self) -> LazyAdam:
         """Lazy Adam for tables, fused Adam for the rest."""
-        return LazyAdam(self.parameters(), **self._optimizer)
+        options = dict(self._optimizer)
+        tables = options.pop("tables", "lazy")
+        optimizer = LazyAdam(self.parameters(), **options, exact=tables == "exact")
+        if tables == "exact":
+            for table in (m for m in self.modules() if isinstance(m, Table)):
+                table.before_look_up = optimizer.catch_up
+        self._settle = optimizer.settle
+        return optimizer
+
+    def settle(self) -> None:
+        """Let the rows of all tables catch up, for whoever reads the weights between two steps."""
+        self._settle()
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -113,6 +127,7 @@ class Training(pl.LightningModule):
         if logs or loss.device.type == "cpu":
             check_finite(loss.detach(), total, f"step {self.global_step + 1}")
         self._window = total if self._window is None else self._window + total
+        self.gates.add(batch.weights)
         if logs:
             self._tell_window(self._window, auxiliary)
             self._window = None
@@ -130,7 +145,12 @@ class Training(pl.LightningModule):
             loss = self.weighting(means)
         terms = {f"train/loss/{name}": float(value) for name, value in means.items()}
         last = {} if auxiliary is None else {"train/auxiliary_loss": float(auxiliary.detach())}
-        self._tell({"train/loss": float(loss), **terms, **last}, self.global_step + 1)
+        gates = {f"train/gate/{name}": share for name, share in self.gates.take().items()}
+        self._tell({"train/loss": float(loss), **terms, **last, **gates}, self.global_step + 1)
+
+    def on_validation_start(self) -> None:
+        """Judge whole tables."""
+        self.settle()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Judge one batch."""
@@ -172,6 +192,10 @@ class Training(pl.LightningModule):
     @property
     def _metrics(self) -> MetricsFile:
         return next(logger for logger in self.trainer.loggers if isinstance(logger, MetricsFile))
+
+
+def _nothing() -> None:
+    pass
 
 
 class SafeCheckpointIO(CheckpointIO):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from espace.batch import Batch
+from espace.blocks import Gate
 from espace.chain import Chain, Transition
 from espace.features import FeatureSpec
 from espace.probability import Probabilities
@@ -27,6 +28,8 @@ class Model(nn.Module):
         towers: `{transition: tower}`, with `out_features`.
         link: `link({transition: (batch, width)}) -> the same`, with `widths` per transition.
         kinds: `{transition: stage kind}` of those that are not the sigmoid, or softmax, of their logits.
+
+    Attributes: `gates`, those of `sharing` that have something to weigh.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Model(nn.Module):
         self.towers = nn.ModuleDict(towers)
         self.link = link
         parts = [m for module in (sharing, self.towers, link) for m in module.modules()]
+        self.gates = [m for m in sharing.modules() if isinstance(m, Gate) and m.layer is not None]
         self._auxiliary: list[Any] = [m for m in parts if hasattr(type(m), "auxiliary_loss")]
         self.kinds = nn.ModuleDict(kinds or {})
         self.heads = nn.ModuleDict({t.name: nn.Linear(link.widths[t.name], self._logits(t)) for t in chain.transitions})

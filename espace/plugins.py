@@ -25,13 +25,19 @@ import pluggy
 
 from espace import hookspecs
 from espace.errors import PluginError, did_you_mean
-from espace.signature import Option, options_of, place_of
+from espace.signature import Option, accepts, options_of, place_of
 
 KINDS = ("towers", "sharing", "links", "objectives", "samplers", "weightings", "stages", "metrics", "readers")
 BUILTIN = (
     "espace.towers.mlp",
     "espace.sharing.separate",
+    "espace.sharing.shared_bottom",
+    "espace.sharing.mmoe",
+    "espace.sharing.cgc",
+    "espace.sharing.ple",
     "espace.links.none",
+    "espace.links.aitm",
+    "espace.links.relation",
     "espace.objectives.entire_space",
     "espace.objectives.parent_space",
     "espace.samplers.none",
@@ -61,6 +67,11 @@ class Entry:
     def options(self) -> list[Option]:
         """What the YAML may say about it. Raises PluginError for an option without a type."""
         return options_of(self.factory, f"{one(self.kind)} '{self.name}'")
+
+    @cached_property
+    def has_expert(self) -> bool:
+        """Whether the YAML may say, beside the options, which tower `expert` is: a third argument asks for experts."""
+        return self.kind == "sharing" and accepts(self.factory, 3)
 
     @cached_property
     def summary(self) -> str:
@@ -210,8 +221,10 @@ def _register(entries: list[Entry], package: str, kind: str, name: str, factory:
             f"register_{kind} was given {name!r} and {factory!r}. Give it a name and what builds the part."
         )
     entry = Entry(kind, name, factory, package)
-    if any(option.name == "type" for option in entry.options):
-        raise PluginError(f"{place_of(factory)}{one(kind)} '{name}': an option cannot be called 'type'. Rename it.")
+    taken = {option.name for option in entry.options} & ({"type", "expert"} if entry.has_expert else {"type"})
+    if taken:
+        what = f"an option cannot be called '{min(taken)}'. Rename it."
+        raise PluginError(f"{place_of(factory)}{one(kind)} '{name}': {what}")
     entries.append(entry)
 
 

@@ -110,12 +110,13 @@ class Report:
             self.warn(f"{part}: {line}")
 
     def figures(self, folder: Path, curves: Curves) -> None:
-        """Learning curves, and calibration of every probability."""
+        """Learning curves, what the gates use if there are any, and calibration of every probability."""
         import matplotlib
 
         matplotlib.use("Agg")
         (folder / "figures").mkdir(exist_ok=True)
         _draw_learning(folder / "metrics.csv", folder / "figures" / "learning_curves.png")
+        _draw_gates(folder / "metrics.csv", folder / "figures" / "gates.png")
         for part, spaces in curves.items():
             _draw_calibration(spaces, folder / "figures" / f"calibration_{part}.png")
 
@@ -248,6 +249,33 @@ def _draw_learning(metrics: Path, target: Path) -> None:
         axes.set(title=title, xlabel="step")
         if axes.lines:
             axes.legend(fontsize=8)
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
+
+
+def _draw_gates(metrics: Path, target: Path) -> None:
+    """The mean weight of every expert over the steps, a plot for each gate."""
+    from matplotlib import pyplot as plt
+
+    gates: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    for name, line in _read_metrics(metrics).items():
+        if name.startswith("train/gate/"):
+            gate, _, expert = name.removeprefix("train/gate/").rpartition("/")
+            gates.setdefault(gate, {})[expert] = line
+    if not gates:
+        return
+    width = min(len(gates), 3)
+    height = -(-len(gates) // width)
+    size = (4.6 * width, 3.4 * height)
+    figure, axes = plt.subplots(height, width, figsize=size, squeeze=False, constrained_layout=True)
+    for plot in axes.flat[len(gates) :]:
+        plot.set_axis_off()
+    for plot, (gate, experts) in zip(axes.flat, gates.items(), strict=False):
+        for expert, (steps, shares) in experts.items():
+            plot.plot(steps, shares, marker="." if len(steps) < 20 else None, label=expert)
+        plot.set(title=gate, xlabel="step", ylabel="mean weight", ylim=(0, 1))
+        plot.title.set_fontsize(9)
+        plot.legend(fontsize=7)
     figure.savefig(target, dpi=120)
     plt.close(figure)
 

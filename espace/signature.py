@@ -47,6 +47,15 @@ def given_of(factory: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
 
 
+def accepts(factory: Callable[..., Any], count: int) -> bool:
+    """Whether so many positional arguments can be given."""
+    try:
+        inspect.signature(factory).bind_partial(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
 def place_of(factory: Callable[..., Any]) -> str:
     """`file.py:12: `, or nothing where the place is not known."""
     code = getattr(_function_of(factory), "__code__", None)

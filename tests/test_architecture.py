@@ -10,14 +10,14 @@ LAYERS = [  # a module imports only what stands above it
     "errors chain hookspecs",
     "batch features probability blocks",
     "data.readers data.cache data.schemas data.convert data.files data.formats",
-    "data",
+    "data data.raw",
     "embedding model optim",
     "towers sharing links objectives samplers weightings stages metrics",
     "signature plugins",
     "config",
     "build evaluation checkpoint",
     "lightning callbacks runs report narrator",
-    "experiment show new",
+    "experiment show new prepare",
     "cli testing",
 ]
 LEAVES = ("towers", "sharing", "links", "objectives", "samplers", "weightings", "stages", "metrics")

@@ -10,7 +10,9 @@ from espace import plugins
 from espace.data.readers import Files, arrow, csv, parquet
 from espace.data.simulator import Simulator
 from espace.features import Features, FeatureSpec, Field
+from espace.links.aitm import AITM
 from espace.links.none import NoLink
+from espace.links.relation import Relation
 from espace.metrics.auc import AUC
 from espace.metrics.calibration import Calibration
 from espace.metrics.count import Count
@@ -19,7 +21,11 @@ from espace.metrics.log_loss import LogLoss
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
 from espace.samplers.none import NoSampler
+from espace.sharing.cgc import CGC
+from espace.sharing.mmoe import MMoE
+from espace.sharing.ple import PLE
 from espace.sharing.separate import Separate
+from espace.sharing.shared_bottom import SharedBottom
 from espace.stages.binary import Binary
 from espace.testing import (
     LinkTests,
@@ -55,8 +61,67 @@ class TestSeparate(SharingTests):
     sharing = Separate
 
 
+class TestSharedBottom(SharingTests):
+    sharing = SharedBottom
+
+
+class TestMMoE(SharingTests):
+    sharing = MMoE
+    options = {"experts": 3}
+
+
+class TestMMoEOfOneExpert(SharingTests):
+    sharing = MMoE
+    options = {"experts": 1}
+
+
+class TestCGC(SharingTests):
+    sharing = CGC
+    options = {"own": 2, "shared": 1}
+
+
+class TestCGCWithoutOwnExperts(SharingTests):
+    sharing = CGC
+    options = {"own": 0, "shared": 2}
+
+
+class TestCGCWithoutSharedExperts(SharingTests):
+    sharing = CGC
+    options = {"own": 1, "shared": 0}
+
+
+class TestPLE(SharingTests):
+    sharing = PLE
+    options = {"levels": 3, "own": 1, "shared": 2}
+
+
+class TestPLEWithoutSharedExperts(SharingTests):
+    sharing = PLE
+    options = {"levels": 2, "own": 2, "shared": 0}
+
+
+class TestPLEWithoutOwnExperts(SharingTests):
+    sharing = PLE
+    options = {"levels": 2, "own": 0, "shared": 2}
+
+
 class TestNoLink(LinkTests):
     link = NoLink
+
+
+class TestAITM(LinkTests):
+    link = AITM
+    options = {"dropout": 0.1}
+
+
+class TestRelation(LinkTests):
+    link = Relation
+    options = {"hidden_units": [6, 3], "activation": "tanh"}
+
+
+class TestRelationSideBySide(LinkTests):
+    link = Relation
+    options = {"hidden_units": []}
 
 
 class TestEntireSpace(ObjectiveTests):

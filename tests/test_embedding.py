@@ -133,7 +133,7 @@ def build(encoder, shared):
     embed = {n: Embedding(FEATURES, encoder.layout, dim=4, std=0.1) for n in (["shared"] if shared else names)}
     spec = feature_spec(FEATURES, 4)
     towers = {n: MLP(spec, hidden_units=[5]) for n in names}
-    return Model(CHAIN, embed, Separate(spec, names, MLP), towers, NoLink(CHAIN, dict.fromkeys(names, 5)))
+    return Model(CHAIN, embed, Separate(spec, names), towers, NoLink(CHAIN, dict.fromkeys(names, 5)))
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -24,7 +24,7 @@ def json_schema(registry: Registry) -> Json:
     properties["chain"] = {"anyOf": [{"type": "string"}, properties["chain"]], "title": "Chain"}
     shared["Data"] = {"oneOf": [_data(shared["Data"], e, shared) for e in entries_of("readers", registry).values()]}
     shared["Stage"]["properties"]["kind"] = _of("stages")
-    del shared["Component"]
+    del shared["Component"], shared["Sharing"]
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "An experiment of espace"}
     return {**schema, **head, "required": ["chain", "data", "features"]}
 
@@ -50,6 +50,7 @@ def _choices(kind: str, registry: Registry, shared: Json) -> list[Json]:
 def _mapping(entry: Entry, shared: Json) -> Json:
     options = _options(entry, shared)
     properties = {"type": {"const": entry.name}, **options.get("properties", {})}
+    properties |= {"expert": _of("towers")} if entry.has_expert else {}
     text = {"description": entry.summary} if entry.summary else {}
     required = ["type", *options.get("required", [])]
     return {"type": "object", **text, "properties": properties, "required": required, "additionalProperties": False}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-from espace.config.schema import DEFAULTS, NAMED_PARTS, PARTS
+from espace.config.schema import DEFAULTS, EXPERT, NAMED_PARTS, PARTS
 from espace.config.yamlfile import Key, Place, Problem, Source, dotted, parse_value, show
 from espace.errors import ConfigError, did_you_mean
 
@@ -37,6 +37,8 @@ def _apply(source: Source, text: str, place: Place) -> None:
         slot = _slot(node, step, key)
         key = (*key, slot)
         defaults = defaults.get(step) if isinstance(defaults, Mapping) else None
+        if key == ("sharing", "expert"):
+            defaults = EXPERT
         if isinstance(node, dict) and node.get(step) is None:
             source.move(key, place)
             node[step] = {} if defaults is None else deepcopy(defaults)

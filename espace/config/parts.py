@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from espace.config.schema import DATA_KEYS, DEFAULTS, NAMED_PARTS, PARTS
+from espace.config.schema import DATA_KEYS, DEFAULTS, EXPERT, NAMED_PARTS, PARTS
 from espace.config.validate import bind
 from espace.config.yamlfile import Key, Problem, show
 from espace.errors import PluginError, did_you_mean
@@ -73,10 +73,13 @@ class Binder:
             return {"type": ""}
         options = {name: value for name, value in node.items() if name != "type"}
         entry = self._entry(kind, node["type"], (*key, "type") if isinstance(written, dict) else key)
+        part = {"type": node["type"]}
+        if entry is not None and entry.has_expert:
+            part["expert"] = self._part(options.pop("expert", EXPERT), "towers", (*key, "expert"))
         if entry is not None:
             options, problems = bind(entry, options, key)
             self.problems += problems
-        return {"type": node["type"], "options": options}
+        return {**part, "options": options}
 
     def _refuse_shape(self, node: object, kind: str, key: Key) -> None:
         known = ", ".join(sorted(entries_of(kind, self.registry)))

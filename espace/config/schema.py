@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "weighting": "fixed",
     "metrics": {name: name for name in ("auc", "log_loss", "calibration", "count")},
 }
+EXPERT = "mlp"  # the default of sharing.expert
 
 
 class Component(Section):
@@ -45,6 +46,16 @@ class Component(Section):
     @model_serializer
     def _inline(self) -> dict[str, Any]:
         return {"type": self.type, **self.options}
+
+
+class Sharing(Component):
+    """A component with the tower that its experts are, if it has experts."""
+
+    expert: Component | None = None
+
+    @model_serializer
+    def _inline(self) -> dict[str, Any]:
+        return {"type": self.type, **self.options, **({} if self.expert is None else {"expert": self.expert})}
 
 
 class Stage(Section):
@@ -100,12 +111,13 @@ class Embedding(Section):
 
 
 class Optimizer(Section):
-    """Adam: lazy for tables, ordinary for the rest."""
+    """Adam. `tables` says how it treats rows that a batch does not look up."""
 
     lr: Positive = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
+    tables: Literal["lazy", "exact", "dense"] = "lazy"
 
 
 class Fields(Section):
@@ -118,7 +130,7 @@ class Fields(Section):
     data: Data
     features: dict[str, Component]
     embedding: Embedding = Embedding()
-    sharing: Component
+    sharing: Sharing
     link: Component
     tower: Component
     towers: dict[str, Component] = {}

@@ -80,7 +80,8 @@ def bind(
     entry: Entry, options: Mapping[str, Any], key: Key, also: Collection[str] = ()
 ) -> tuple[dict[str, Any], list[Problem]]:
     """The options with every default written out, as plain values; with problems, those that are right so far."""
-    model, problems = check(options_model(entry), options, key, None if also else entry, also)
+    beside = also or (("expert",) if entry.has_expert else ())
+    model, problems = check(options_model(entry), options, key, None if also else entry, beside)
     if model is None:
         wrong = {p.key[len(key)] for p in problems}
         return {name: value for name, value in options.items() if name not in wrong}, problems
@@ -172,6 +173,8 @@ def _unknown(key: Key, known: Sequence[str], entry: Entry | None) -> Problem:
     hint = did_you_mean(name, known)
     if name in given_of(entry.factory):
         hint = f" Its author has to put the parameter '{name}' behind the * of the signature."
+    if (entry.kind, name) == ("sharing", "expert"):
+        hint = " It has no experts. Remove the line, or choose another sharing, such as mmoe."
     return Problem(key, f"{entry.name} has no option '{name}'.{hint}", about=key[:-1])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -12,12 +12,7 @@ import espace
 class Separate(nn.Module):
     """Hands the features on as they are. `specs` tells each transition's tower what it will see."""
 
-    def __init__(
-        self,
-        spec: espace.FeatureSpec,
-        transitions: Sequence[str],
-        expert: Callable[[espace.FeatureSpec], nn.Module],
-    ) -> None:
+    def __init__(self, spec: espace.FeatureSpec, transitions: Sequence[str]) -> None:
         super().__init__()
         self.specs = dict.fromkeys(transitions, spec)
 

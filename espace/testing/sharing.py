@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from espace.features import Features, FeatureSpec
+from espace.signature import accepts
 from espace.testing.features import example_features
 from espace.testing.law import law
 from espace.testing.modules import ModuleLaws
@@ -28,7 +29,9 @@ class SharingTests(ModuleLaws):
         return torch.cat([f.flat() for f in module(features).values()], dim=1)
 
     def _for(self, transitions: Sequence[str], spec: FeatureSpec) -> Any:
-        return type(self).sharing(spec, transitions, _Linear, **self.options).double()
+        sharing = type(self).sharing
+        expert = [_Linear] if accepts(sharing, 3) else []
+        return sharing(spec, transitions, *expert, **self.options).double()
 
     def test_every_transition_gets_features_of_the_promised_layout(self) -> None:
         for names in (["a"], ["a", "b", "c"]):

@@ -1,0 +1,48 @@
+"""Multi-gate mixture of experts (Ma et al., KDD 2018).
+
+    f^k = sum over i of softmax(W_k x)_i f_i(x)
+
+f_1 .. f_n are experts that all transitions share. x, what the gate of transition k looks at, is the flat vector of the
+features. With one expert it is the shared bottom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+import espace
+
+
+class MMoE(nn.Module):
+    """Experts shared by all transitions, and a gate of each transition that mixes them."""
+
+    def __init__(
+        self,
+        spec: espace.FeatureSpec,
+        transitions: Sequence[str],
+        expert: Callable[[espace.FeatureSpec], Any],
+        *,
+        experts: espace.Count = 4,
+    ) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(expert(spec) for _ in range(experts))
+        numbers = range(1, experts + 1)
+        self.gates = nn.ModuleDict(
+            {name: espace.Gate(spec.width, [f"{name}/expert_{i}" for i in numbers]) for name in transitions}
+        )
+        width: Any = self.experts[0].out_features
+        self.specs = dict.fromkeys(transitions, espace.FeatureSpec.of_vector(width))
+
+    def forward(self, features: espace.Features) -> Mapping[str, espace.Features]:
+        """f^k, (batch, width), for every transition k."""
+        vectors, x = [expert(features) for expert in self.experts], features.flat()
+        return {name: espace.Features.of_vector(gate(x, vectors)) for name, gate in self.gates.items()}
+
+
+@espace.hookimpl
+def register_sharing(register: espace.Register) -> None:
+    """Bring `mmoe`."""
+    register("mmoe", MMoE)
