@@ -60,7 +60,8 @@ def build_model(config: Config, registry: Registry, layout: Layout) -> Model:
     """The model with freshly drawn parameters, from torch's random state."""
     chain, features = chain_of(config), features_of(config)
     names = [t.name for t in chain.transitions]
-    embed = partial(Embedding, features, layout, dim=config.embedding.dim, std=config.embedding.std)
+    sparse = config.optimizer.tables != "dense"
+    embed = partial(Embedding, features, layout, dim=config.embedding.dim, std=config.embedding.std, sparse=sparse)
     embeddings = {"shared": embed()} if config.embedding.shared else {name: embed() for name in names}
     if not config.embedding.shared and config.sharing.type != "separate":
         raise ConfigError(

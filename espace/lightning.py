@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from espace.batch import Batch
 from espace.checkpoint import read_checkpoint, write_checkpoint
+from espace.embedding import Table
 from espace.errors import ConfigError, NonFiniteError, did_you_mean
 from espace.evaluation import Judge, Objective, Terms, check_finite
 from espace.model import Model
@@ -77,10 +78,22 @@ class Training(pl.LightningModule):
         self._artefact = dict(artefact)
         self._window: Terms | None = None  # of all ranks, since the last line
         self.told: dict[str, float] = {}  # the last value of every metric
+        self._settle: Callable[[], None] = _nothing
 
     def configure_optimizers(self) -> LazyAdam:
         """Lazy Adam for tables, fused Adam for the rest."""
-        return LazyAdam(self.parameters(), **self._optimizer)
+        options = dict(self._optimizer)
+        tables = options.pop("tables", "lazy")
+        optimizer = LazyAdam(self.parameters(), **options, exact=tables == "exact")
+        if tables == "exact":
+            for table in (m for m in self.modules() if isinstance(m, Table)):
+                table.before_look_up = optimizer.catch_up
+        self._settle = optimizer.settle
+        return optimizer
+
+    def settle(self) -> None:
+        """Let the rows of all tables catch up, for whoever reads the weights between two steps."""
+        self._settle()
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -100,7 +113,12 @@ class Training(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw this step's random state from its number."""
         step = self._progress.processed
-        torch.manual_seed(int(np.random.SeedSequence([self._seed, step, self.global_rank]).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence([self._seed, step, self.global_rank]).generate_state(1)[0])
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed writes down a stack trace for every kind of device
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch. Raises NonFiniteError, on every rank, when it stops being finite."""
@@ -131,6 +149,10 @@ class Training(pl.LightningModule):
         terms = {f"train/loss/{name}": float(value) for name, value in means.items()}
         last = {} if auxiliary is None else {"train/auxiliary_loss": float(auxiliary.detach())}
         self._tell({"train/loss": float(loss), **terms, **last}, self.global_step + 1)
+
+    def on_validation_start(self) -> None:
+        """Judge whole tables."""
+        self.settle()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Judge one batch."""
@@ -172,6 +194,10 @@ class Training(pl.LightningModule):
     @property
     def _metrics(self) -> MetricsFile:
         return next(logger for logger in self.trainer.loggers if isinstance(logger, MetricsFile))
+
+
+def _nothing() -> None:
+    pass
 
 
 class SafeCheckpointIO(CheckpointIO):

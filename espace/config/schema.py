@@ -79,6 +79,7 @@ class Data(Section):
     allow_leaks: list[str] = []
     potential: dict[str, str] = {}
     workers: Annotated[int, Ge(0)] = 0
+    keep_encoded: bool = True
     options: dict[str, Any] = {}
 
     @model_serializer(mode="wrap")
@@ -100,12 +101,13 @@ class Embedding(Section):
 
 
 class Optimizer(Section):
-    """Adam: lazy for tables, ordinary for the rest."""
+    """Adam. `tables` says how it treats rows that a batch does not look up."""
 
     lr: Positive = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
+    tables: Literal["lazy", "exact", "dense"] = "lazy"
 
 
 class Fields(Section):
@@ -128,6 +130,7 @@ class Fields(Section):
     metrics: dict[str, Component]
     optimizer: Optimizer = Optimizer()
     trainer: dict[str, Any] = {}
+    compile: bool = False
     monitor: str = "val/loss"
     mode: Literal["min", "max"] | None = None
     patience: Count | None = None
