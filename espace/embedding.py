@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -36,6 +36,35 @@ def feature_spec(features: Sequence[Feature], dim: int) -> FeatureSpec:
     return FeatureSpec(tuple(fields), sequences, targets)
 
 
+class Table(nn.Embedding):
+    """All vocabularies of one width. A module of its own, since DDP asks modules which gradients are sparse.
+
+    Args:
+        rows: the numbers, (rows, width).
+        sparse: whether gradients name the rows looked up, or are as large as the table.
+    """
+
+    before_look_up: Callable[[Tensor, Tensor], None] | None = None  # called with the table and its rows, any shape
+
+    def __init__(self, rows: Tensor, sparse: bool) -> None:
+        super().__init__(len(rows), rows.shape[1], sparse=sparse, _weight=rows)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The vectors of `rows`, of any shape: (..., width)."""
+        return F.embedding(rows, self._read(rows), sparse=self.sparse)
+
+    def pooled(self, rows: Tensor, offsets: Tensor, mode: str, weights: Tensor | None) -> Tensor:
+        """The sum or mean of the vectors of each bag of `rows`, (n,), which begin at `offsets`, (bags,): (bags, width)."""
+        offsets = offsets.to(rows.dtype)
+        table = self._read(rows)
+        return F.embedding_bag(rows, table, offsets, mode=mode, sparse=self.sparse, per_sample_weights=weights)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        if self.before_look_up is not None and self.training:
+            self.before_look_up(self.weight, rows)
+        return self.weight
+
+
 class Embedding(nn.Module):
     """Batch in, features out.
 
@@ -44,9 +73,12 @@ class Embedding(nn.Module):
         layout: where each vocabulary lies.
         dim: the default width.
         std: standard deviation of the normal start; row 0 of every vocabulary, padding, starts at zero.
+        sparse: whether the gradients of tables name the rows looked up.
     """
 
-    def __init__(self, features: Sequence[Feature], layout: Layout, *, dim: int, std: float) -> None:
+    def __init__(
+        self, features: Sequence[Feature], layout: Layout, *, dim: int, std: float, sparse: bool = True
+    ) -> None:
         super().__init__()
         self.spec = feature_spec(features, dim)
         self._std = std
@@ -54,7 +86,7 @@ class Embedding(nn.Module):
         self._list_width = {name: width_of(f, features, dim) for name, f in self.lists.items()}
         widths = [width_of(f, features, dim) for f in ordered_ids(features, dim)]
         self._id_columns = {w: (widths.index(w), widths.index(w) + widths.count(w)) for w in sorted(set(widths))}
-        self.tables = nn.ModuleDict({str(w): _new_table(rows, w, layout, std) for w, rows in layout.rows.items()})
+        self.tables = nn.ModuleDict({str(w): Table(_drawn(r, w, layout, std), sparse) for w, r in layout.rows.items()})
 
     @torch.no_grad()
     def widen(self) -> None:
@@ -65,10 +97,11 @@ class Embedding(nn.Module):
         if not self.spec.extra_width:
             return
         for width in map(int, self.tables):
-            table = self._table(width).weight
+            old = self._table(width)
+            table = old.weight
             more = table.new_empty(len(table), self.spec.extra_width).normal_(0.0, self._std)
             more.masked_fill_((table == 0).all(dim=1, keepdim=True), 0.0)  # padding
-            self.tables[str(width)] = _module(torch.cat([table, more], dim=1))
+            self.tables[str(width)] = Table(torch.cat([table, more], dim=1), old.sparse)
 
     def forward(self, batch: Batch) -> Features:
         """Look everything up. Features.flat() is (rows, spec.width)."""
@@ -92,34 +125,22 @@ class Embedding(nn.Module):
         if weights is not None and mean:
             totals = torch.segment_reduce(weights, "sum", offsets=ragged.offsets)
             weights = weights / totals.where(totals > 0, torch.ones_like(totals)).repeat_interleave(ragged.lengths)
-        return F.embedding_bag(
-            ragged.values,
-            self._table(self._list_width[name]).weight,
-            ragged.offsets[:-1].to(ragged.values.dtype),
-            mode="mean" if mean and weights is None else "sum",
-            sparse=True,
-            per_sample_weights=weights,
-        )
+        mode = "mean" if mean and weights is None else "sum"
+        return self._table(self._list_width[name]).pooled(ragged.values, ragged.offsets[:-1], mode, weights)
 
     def _history(self, name: str, ragged: Ragged) -> Ragged:
         width = self._list_width[name]
         return Ragged(self._table(width)(ragged.values)[:, :width], ragged.offsets)
 
-    def _table(self, width: int) -> nn.Embedding:
+    def _table(self, width: int) -> Table:
         table = self.tables[str(width)]
-        assert isinstance(table, nn.Embedding), "as built"
+        assert isinstance(table, Table), "as built"
         return table
 
 
-def _new_table(rows: int, width: int, layout: Layout, std: float) -> nn.Embedding:
+def _drawn(rows: int, width: int, layout: Layout, std: float) -> Tensor:
     table = torch.empty(rows, width).normal_(0.0, std)
     for slot in layout.slots.values():
         if slot.width == width:
             table[slot.offset] = 0.0
-    return _module(table)
-
-
-def _module(table: Tensor) -> nn.Embedding:
-    """A module, since DDP asks modules which gradients are sparse."""
-    rows, width = table.shape
-    return nn.Embedding(rows, width, sparse=True, _weight=table)
+    return table

@@ -49,13 +49,29 @@ from espace.errors import ConfigError, DataError, NonFiniteError, RunError, did_
 from espace.evaluation import Judge, TermMeans
 from espace.model import Model
 from espace.plugins import Registry
+from espace.precision import default_precision
 from espace.report import Report
 from espace.runs import Run, artefact_of, config_file, load, new_folder, removed_if_empty, write_results, write_start
 
 _PARTS = ("train", "validation", "test")
-_MAY_CHANGE = ("name", "trainer", "metrics", "monitor", "mode", "patience", "checkpoint_every")  # when a run goes on
+_MAY_CHANGE = (
+    "name",
+    "trainer",
+    "compile",
+    "metrics",
+    "monitor",
+    "mode",
+    "patience",
+    "checkpoint_every",
+)  # when a run goes on
 _PLACE = ("limit_train_batches", "accumulate_grad_batches")  # of trainer: what a count of batches means hangs on them
-_DATA_MAY_CHANGE = (*_PARTS, "potential", "allow_leaks", "workers")  # that the training rows are the same is checked
+_DATA_MAY_CHANGE = (
+    *_PARTS,
+    "potential",
+    "allow_leaks",
+    "workers",
+    "keep_encoded",
+)  # that the training rows are the same is checked
 
 
 @dataclass
@@ -74,7 +90,7 @@ class Prepared:
     def stream(self, config: Config, name: str) -> Stream:
         """The batches of a part in the order of the file, for evaluation."""
         plan = Plan(self.scans[name].counts, rows_at_once(config), 0, False, 0)
-        return Stream(self.parts[name], self.encoder, plan, workers=config.data.workers)
+        return Stream(self.parts[name], self.encoder, plan, workers=config.data.workers, keep=config.data.keep_encoded)
 
 
 @dataclass
@@ -357,11 +373,10 @@ def evaluate(config: Config, run: Run, stream: Stream, device: str | torch.devic
     """Judge a run on a stream, by the metrics of `config`. Raises NonFiniteError for a prediction that is not finite."""
     objective = build_objective(config, run.registry)
     judge = build_judge(config, run.registry, objective, run.weighting.to(device)).to(device)
-    model = run.model.to(device).eval()
-    with torch.no_grad():
-        for batch in stream:
-            batch = batch.to(device)
-            judge.update(model(batch), batch, objective)
+    run.model.to(device).eval()
+    for batch in stream:
+        batch = batch.to(device)
+        judge.update(run.forward(batch), batch, objective)
     return Evaluated(judge.compute(), judge.curves())
 
 
@@ -406,6 +421,8 @@ class _Training:
         torch.manual_seed(config.seed)
         self.objective = build_objective(config, registry)
         self.model = build_model(config, registry, prepared.encoder.layout)
+        if config.compile:
+            self.model.compile_towers(report.warn)
         self.model.start_at(prepared.scans["train"].tally.outcomes)
 
     def run(self, resume: bool) -> bool:
@@ -471,7 +488,9 @@ class _Training:
         plan = self.prepared.plan(self.config)
         sampler = build_sampler(self.config, self.registry)
         part, encoder = self.prepared.parts["train"], self.prepared.encoder
-        train = Stream(part, encoder, plan, training=True, sampling=sampler, workers=data.workers)
+        train = Stream(
+            part, encoder, plan, training=True, sampling=sampler, workers=data.workers, keep=data.keep_encoded
+        )
         return DataModule(train, self.prepared.stream(self.config, "validation") if monitored else None)
 
     def _start(self) -> dict[str, Any]:
@@ -501,7 +520,7 @@ class _Training:
 def _trainer_options(config: Config, monitored: bool, batches: int) -> dict[str, Any]:
     """The user's options over espace's defaults: one epoch unless steps or time are given, four validations in each of
     `batches`."""
-    options = dict(config.trainer)
+    options = {"precision": default_precision(config.trainer.get("accelerator", "auto")), **config.trainer}
     if "max_epochs" not in options:
         options["max_epochs"] = -1 if options.get("max_steps", -1) > 0 or options.get("max_time") else 1
     if "check_val_every_n_epoch" not in options:

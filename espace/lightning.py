@@ -114,7 +114,12 @@ class Training(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw this step's random state from its number."""
         step = self._progress.processed
-        torch.manual_seed(int(np.random.SeedSequence([self._seed, step, self.global_rank]).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence([self._seed, step, self.global_rank]).generate_state(1)[0])
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed writes down a stack trace for every kind of device
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch. Raises NonFiniteError, on every rank, when it stops being finite."""
@@ -147,6 +152,10 @@ class Training(pl.LightningModule):
         last = {} if auxiliary is None else {"train/auxiliary_loss": float(auxiliary.detach())}
         gates = {f"train/gate/{name}": share for name, share in self.gates.take().items()}
         self._tell({"train/loss": float(loss), **terms, **last, **gates}, self.global_step + 1)
+
+    def on_validation_start(self) -> None:
+        """Judge whole tables."""
+        self.settle()
 
     def on_validation_start(self) -> None:
         """Judge whole tables."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from espace.batch import Batch
 from espace.blocks import Gate
 from espace.chain import Chain, Transition
+from espace.compiling import Compiled
 from espace.features import FeatureSpec
 from espace.probability import Probabilities
 
@@ -51,6 +52,7 @@ class Model(nn.Module):
         self.gates = [m for m in sharing.modules() if isinstance(m, Gate) and m.layer is not None]
         self._auxiliary: list[Any] = [m for m in parts if hasattr(type(m), "auxiliary_loss")]
         self.kinds = nn.ModuleDict(kinds or {})
+        self._compiled: dict[str, Compiled] = {}
         self.heads = nn.ModuleDict({t.name: nn.Linear(link.widths[t.name], self._logits(t)) for t in chain.transitions})
 
     def _logits(self, transition: Transition) -> int:
@@ -67,14 +69,25 @@ class Model(nn.Module):
             features = self.sharing(self.embeddings["shared"](batch))
         else:
             features = {name: embedding(batch) for name, embedding in self.embeddings.items()}
-        vectors = {name: tower(features[name]) for name, tower in self.towers.items()}
+        vectors = {name: tower(features[name]) for name, tower in (self._compiled or self.towers).items()}
         linked: Mapping[str, Tensor] = self.link(vectors)
-        logits = {name: head(linked[name]) for name, head in self.heads.items()}
+        with torch.autocast(
+            next(iter(linked.values())).device.type, enabled=False
+        ):  # a bfloat16 logit knows few numbers
+            logits = {name: _widened(head, linked[name]) for name, head in self.heads.items()}
         return Probabilities(self.chain, logits, dict(self.kinds.items()))
 
     def auxiliary_loss(self) -> Tensor | None:
         """What towers ask to be added to the loss of the batch just seen, (); None where none of them does."""
         return torch.stack([module.auxiliary_loss for module in self._auxiliary]).sum() if self._auxiliary else None
+
+    def compile_towers(self, tell: Callable[[str], None], backend: str = "inductor") -> None:
+        """Train with towers that torch compiles at the first batch. `tell` gets a line for each that it cannot compile."""
+
+        def told(name: str) -> Callable[[str], None]:
+            return lambda why: tell(f"compile: the tower of {name} is used as it is: {why}")
+
+        self._compiled = {name: Compiled(tower, told(name), backend) for name, tower in self.towers.items()}
 
     @torch.no_grad()
     def pass_on(self, logits: Mapping[str, int]) -> None:
@@ -101,3 +114,8 @@ class Model(nn.Module):
                 logits = list(kind.start((named[0] + 1) / (named[0] + nothing + 2)))
             head: Any = self.heads[name]
             head.bias.copy_(torch.tensor(logits))
+
+
+def _widened(head: Any, vector: Tensor) -> Tensor:
+    logits: Tensor = head(vector.to(head.weight.dtype))
+    return logits

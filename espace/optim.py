@@ -1,10 +1,15 @@
 """Adam for a model that is mostly tables: a dense gradient goes to torch's fused kernel, and of a table with a sparse
 gradient only the rows looked up are read or written. Nothing here passes over a whole table in a step.
+
+On a CPU the rows are updated by a kernel that numba compiles, in one pass; without numba, elsewhere, and for other numbers
+than float32, by torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from types import ModuleType
 from typing import Any, cast, overload
 
 import numpy as np
@@ -29,11 +34,16 @@ class LazyAdam(torch.optim.Optimizer):
     a row's moments average the gradients of its own look-ups. The bias correction counts the steps of the whole table, as
     in torch's SparseAdam, those in which no row was looked up included. The same input gives the same bits.
 
+    With `exact` a row looked up again first makes the steps it has missed, with a gradient of zero, so that the result is
+    that of dense Adam up to rounding. Whoever looks rows up has to call `catch_up` before, and whoever reads a whole table
+    `settle`. A table then needs sparse gradients throughout.
+
     Args:
         params: parameters or groups of them. Dense and sparse gradients may be mixed within a group, and a table may get
             a sparse one in one step and a dense one in the next.
         lr, betas, eps: as in the paper.
         weight_decay: L2 added to the gradient; with a sparse gradient, to the rows looked up only.
+        exact: whether rows catch up.
 
     Raises EspaceError for an option out of range, and in `step` for a sparse gradient that is not rows of a table.
     """
@@ -46,6 +56,7 @@ class LazyAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        exact: bool = False,
     ) -> None:
         if not (min(lr, eps, weight_decay, *betas) >= 0 and max(betas) < 1):
             raise EspaceError(
@@ -53,8 +64,9 @@ class LazyAdam(torch.optim.Optimizer):
                 " None may be negative, and both betas have to be below 1."
             )
         # torch reads `fused` when it loads a state: the count of steps then goes to the device of its parameter.
-        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "fused": True}
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "fused": True, "exact": exact})
+        self._meet_tables()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -73,13 +85,59 @@ class LazyAdam(torch.optim.Optimizer):
             self._step_group(group)
         return loss
 
+    @torch.no_grad()
+    def catch_up(self, table: Tensor, rows: Tensor) -> None:
+        """Let `rows` of `table`, any shape, duplicates allowed, make the steps they have missed, before they are looked up."""
+        state = self.state[table]
+        if self.defaults["exact"] and state:
+            self._rows_of(table).catch_up(rows.flatten(), state["step"], self._used[table])
+
+    def settle(self) -> None:
+        """Let all rows of all tables make the steps they have missed: a pass over whole tables, for whoever reads them."""
+        for table in self._used:
+            self.catch_up(table, torch.arange(len(table), device=table.device))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Torch calls it with what was saved or copied."""
+        super().__setstate__(state)
+        self._meet_tables()
+
+    def _meet_tables(self) -> None:
+        self._rows: dict[Tensor, Any] = {}  # what updates a table: it holds tensors of the state
+        self._used: dict[Tensor, dict[str, Any]] = {}  # the options of a table's last step
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if "seen" in self.state.get(p, {})):
+                self.state[p]["seen"] = self.state[p]["seen"].int()  # torch loads it as a float
+                self._used[p] = _options(group)
+
     def _step_group(self, group: dict[str, Any]) -> None:
         dense = [p for p in group["params"] if p.grad is not None and not p.grad.is_sparse]
         tables = [p for p in group["params"] if p.grad is not None and p.grad.is_sparse]
         if dense:
             _adam(dense, [p.grad for p in dense], [self._state_of(p) for p in dense], group)
         for table in tables:
-            _step_rows(table, self._state_of(table), group)
+            self._step_rows(table, _options(group))
+
+    def _step_rows(self, table: Tensor, options: dict[str, Any]) -> None:
+        """One step on the rows of `table`, (rows, width), that its sparse gradient names."""
+        grad = _rows_checked(table.grad)
+        state = self._state_of(table)
+        if self.defaults["exact"]:
+            if self._used.setdefault(table, options) != options:
+                self.settle()
+                self._used[table] = options
+            self.catch_up(table, grad._indices()[0])  # of other ranks
+        state["step"] += 1
+        self._rows_of(table).step(grad, state["step"], options)
+
+    def _rows_of(self, table: Tensor) -> Any:
+        """What updates rows of a table."""
+        if table not in self._rows:
+            state = self.state[table]
+            kernels = _kernels() if table.device.type == "cpu" and table.dtype == torch.float32 else None
+            kind: Any = _TorchRows if kernels is None else kernels.RowAdam
+            self._rows[table] = kind((table, state["exp_avg"], state["exp_avg_sq"]), state.get("seen"))
+        return self._rows[table]
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         """The count of steps and both moments of a parameter."""
@@ -88,6 +146,8 @@ class LazyAdam(torch.optim.Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            if self.defaults["exact"] and p.grad is not None and p.grad.is_sparse:
+                state["seen"] = torch.zeros(len(p), dtype=torch.int32, device=p.device)
         return state
 
 
@@ -112,7 +172,9 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
-def _adam(params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tensor]], options: dict[str, Any]) -> None:
+def _adam(
+    params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tensor]], options: Mapping[str, Any]
+) -> None:
     """One step of torch's Adam, in place; counts the step."""
     adam(
         params,
@@ -132,17 +194,57 @@ def _adam(params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tens
     )
 
 
-def _step_rows(table: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
-    """One step of Adam on the rows of `table`, (rows, width), that its sparse gradient names."""
-    assert table.grad is not None
-    grad = _summed(table.grad)
-    stored = {"param": table, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
-    for rows, values in _blocks(grad):
-        block = {name: t.index_select(0, rows) for name, t in stored.items()} | {"step": state["step"].clone()}
-        _adam([block["param"]], [values], [block], options)
-        for name, t in stored.items():
+class _TorchRows:
+    """Adam on rows of one table, as `espace.kernels.RowAdam`, for every device and dtype."""
+
+    def __init__(self, tensors: tuple[Tensor, Tensor, Tensor], seen: Tensor | None) -> None:
+        self._stored = dict(zip(("param", "exp_avg", "exp_avg_sq"), tensors, strict=True))
+        self._seen = seen
+
+    def step(self, grad: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
+        """Step number `step`, (), on the rows of a sparse gradient."""
+        grad = _summed(grad)
+        for rows, values in _blocks(grad):
+            block = self._read(rows) | {"step": step - 1}
+            _adam([block["param"]], [values], [block], options)
+            self._write(rows, block)
+        if self._seen is not None:
+            self._seen.index_fill_(0, grad.indices()[0], int(step))
+
+    def catch_up(self, rows: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
+        """Bring `rows`, (n,), through all steps up to `step` that they have not had, without a gradient."""
+        assert self._seen is not None, "kept where rows catch up"
+        rows, last = torch.unique(rows.long()), int(step)
+        beta1, beta2 = options["betas"]
+        fades = options["weight_decay"] == 0 and beta1**2 < beta2  # then each update is smaller than the one before
+        while len(rows := rows[self._seen[rows] < last]):
+            at = self._seen[rows].double() + 1
+            block = self._read(rows)
+            before = block["param"].clone()
+            _missed_step(block, at, options)
+            rest = (last - at).where((block["param"] == before).all(1) & fades, torch.zeros_like(at))[:, None]
+            block["exp_avg"] *= beta1**rest
+            block["exp_avg_sq"] *= beta2**rest
+            self._write(rows, block)
+            self._seen.index_copy_(0, rows, (at + rest[:, 0]).int())
+
+    def _read(self, rows: Tensor) -> dict[str, Tensor]:
+        return {name: t.index_select(0, rows) for name, t in self._stored.items()}
+
+    def _write(self, rows: Tensor, block: Mapping[str, Tensor]) -> None:
+        for name, t in self._stored.items():
             t.index_copy_(0, rows, block[name])
-    state["step"] += 1
+
+
+def _missed_step(block: Mapping[str, Tensor], at: Tensor, options: Mapping[str, Any]) -> None:
+    """Step `at`, (n,), of each row of `block`, (n, width), in place, without a gradient but for weight decay."""
+    beta1, beta2 = options["betas"]
+    size, root = (options["lr"] / (1 - beta1**at))[:, None], (1 - beta2**at).sqrt()[:, None]
+    param, first, second = block["param"], block["exp_avg"], block["exp_avg_sq"]
+    grad = options["weight_decay"] * param
+    first.lerp_(grad, 1 - beta1)
+    second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    param -= (size * first / (second.sqrt() / root + options["eps"])).to(param.dtype)
 
 
 def _blocks(grad: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -157,14 +259,20 @@ def _values(grad: Tensor) -> Tensor:
     return grad.values() if grad.is_sparse else grad
 
 
-def _summed(grad: Tensor) -> Tensor:
-    """A sparse gradient with every row once, ascending: the sum of its look-ups, added in the order they were made."""
+def _rows_checked(grad: Tensor | None) -> Tensor:
+    """A sparse gradient. Raises EspaceError unless it is rows of a table."""
+    assert grad is not None, "asked of what has one"
     if grad.dim() != 2 or grad.sparse_dim() != 1:
         raise EspaceError(
             f"optimizer: a sparse gradient of shape {tuple(grad.shape)} has {grad.sparse_dim()} sparse dimensions; it has"
             " to be rows of a table (rows, width), as nn.Embedding(sparse=True) gives. Make it dense with grad.to_dense()."
         )
-    if grad.is_coalesced():
+    return grad
+
+
+def _summed(grad: Tensor) -> Tensor:
+    """A sparse gradient with every row once, ascending: the sum of its look-ups, added in the order they were made."""
+    if _rows_checked(grad).is_coalesced():
         return grad
     found, positions = _sorted(grad._indices()[0], len(grad))
     rows, counts = torch.unique_consecutive(found, return_counts=True)
@@ -179,6 +287,21 @@ def _sorted(rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
         return rows.index_select(0, order), order
     found, order = torch.sort(rows.int() if size <= 2**31 else rows, stable=True)
     return found.long(), order
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a step depends on besides gradients."""
+    return {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """The compiled kernels; None where numba is not installed."""
+    try:
+        from espace import kernels
+    except ImportError:
+        return None
+    return kernels
 
 
 def _radix_order(keys: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import espace.config as configuration
+from espace.batch import Batch
 from espace.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once
 from espace.checkpoint import read_checkpoint
 from espace.config import Config
@@ -28,6 +29,8 @@ from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model import Model
 from espace.plugins import Registry
 from espace.plugins import load as load_plugins
+from espace.precision import autocast, default_precision
+from espace.probability import Probabilities
 
 PACKAGES = (
     "espace",
@@ -83,6 +86,14 @@ class Run:
         self.weighting = weighting
         self.folder = folder
 
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Probabilities:
+        """Every probability of a batch, on its device, in the precision of training."""
+        precision = self.config.trainer.get("precision") or default_precision(batch.ids.device.type)
+        with autocast(precision, batch.ids.device):
+            probabilities: Probabilities = self.model(batch)
+        return probabilities
+
     def predict(self, table: pa.Table | Any) -> pa.Table:
         """Every probability of every row, `p_<stage>` and `p_<stage>_given_<parent>`, float64, rows in the order of `table`.
 
@@ -99,9 +110,8 @@ class Run:
         starts = range(0, max(table.num_rows, 1), size)
         return pa.concat_tables([self._predict_part(table.slice(at, size), where, at) for at in starts])
 
-    @torch.no_grad()
     def _predict_part(self, table: pa.Table, where: str, first: int) -> pa.Table:
-        p = self.model(self.encoder.encode(table, where, labels=False, first=first))
+        p = self.forward(self.encoder.encode(table, where, labels=False, first=first))
         addresses = self.model.chain.addresses
         columns = {f"p_{n}": p.log_prob(*address).double().exp().numpy() for n, address in addresses.items()}
         for name, values in columns.items():

@@ -7,10 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "espace"
 LAYERS = [  # a module imports only what stands above it
-    "errors chain hookspecs",
+    "errors chain hookspecs precision",
     "batch features probability blocks",
     "data.readers data.cache data.schemas data.convert data.files data.formats",
     "data data.raw",
+    "kernels compiling",
     "embedding model optim",
     "towers sharing links objectives samplers weightings stages metrics",
     "signature plugins",

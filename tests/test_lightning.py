@@ -258,6 +258,23 @@ def test_gradients_are_clipped_over_dense_and_sparse_ones_and_the_rate_stays(sho
         assert group["lr"] == 0.01
 
 
+def test_exact_tables_train_to_the_weights_of_dense_ones(shop):
+    """Ids, histories and bags look rows up; validations and checkpoints read whole tables."""
+    trainer = {"max_epochs": 3, "val_check_interval": 4, "precision": "64-true"}
+    runs = {}
+    for tables in ("dense", "exact", "lazy"):
+        runs[tables] = train(shop, tables, trainer=trainer, optimizer={"lr": 0.01, "tables": tables})
+    for name in ("best", "last"):
+        dense, exact, lazy = (weights(runs[tables], name) for tables in ("dense", "exact", "lazy"))
+        for key, value in dense.items():
+            torch.testing.assert_close(exact[key], value, rtol=1e-9, atol=1e-12)
+        assert not torch.allclose(
+            lazy["model.embeddings.shared.tables.4.weight"], dense["model.embeddings.shared.tables.4.weight"]
+        )
+    values = {tables: [value for *_, value in lines(run)] for tables, run in runs.items()}
+    assert values["exact"] == pytest.approx(values["dense"], rel=1e-6, nan_ok=True)
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16-mixed", 0.01), ("64-true", 1e-4)])
 def test_other_precisions_train_to_nearly_the_same_metrics(shop, precision, tolerance):
     one, other = results(fit(shop, "one")), results(fit(shop, "other", trainer={"precision": precision}))

@@ -1,4 +1,7 @@
-"""LazyAdam is Adam of the rows looked up; clip_grad_norm is torch's on the same gradients made dense."""
+"""LazyAdam is Adam of the rows looked up, or Adam itself where they catch up.
+
+clip_grad_norm is torch's on the same gradients made dense.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from espace import optim
 from espace.errors import EspaceError
 from espace.optim import LazyAdam, clip_grad_norm
 
@@ -104,6 +108,102 @@ def test_rows_move_as_in_a_dictionary_of_rows(seed, options):
         run(optimizer, table, [(rows, values)])
         reference.step(rows, values)
         torch.testing.assert_close(table.detach(), reference.values(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture(params=["kernel", "torch"])
+def rows_moved_by(request, monkeypatch):
+    """Both ways to update rows of float32 tables on a CPU."""
+    if request.param == "torch":
+        monkeypatch.setattr(optim, "_kernels", lambda: None)
+    else:
+        pytest.importorskip("numba")
+    return request.param
+
+
+@pytest.mark.parametrize("options", [{}, {"lr": 0.1, "betas": (0.5, 0.7), "eps": 1e-3}, {"weight_decay": 0.2}])
+@pytest.mark.parametrize("count", [*COUNTS, 0])
+def test_float32_rows_move_as_in_a_dictionary_to_float32_rounding(rows_moved_by, options, count):
+    table = table_of(dtype=torch.float32)
+    reference = DictionaryAdam(table, **options)
+    optimizer = LazyAdam([table], **options)
+    for step in look_ups(4, count, dtype=torch.float32):
+        run(optimizer, table, [step])
+        reference.step(*step)
+    torch.testing.assert_close(table.detach().double(), reference.values(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [100, 5_000, 40_000])
+def test_the_number_of_threads_changes_no_bit(rows_moved_by, count):
+    threads, results = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            table = table_of(700, 5, torch.float32)
+            optimizer = LazyAdam([table], exact=True)
+            for rows, values in look_ups(4, count, 700, 5, torch.float32):
+                optimizer.catch_up(table, rows)
+                run(optimizer, table, [(rows, values)])
+            results.append(bits(table))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], r) for r in results)
+
+
+# --- exact: the rows catch up
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.5), (0.0, 0.9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exact_is_dense_adam_however_long_a_row_was_left_alone(rows_moved_by, dtype, betas, weight_decay):
+    exact, dense = table_of(dtype=dtype), table_of(dtype=dtype)
+    one = LazyAdam([exact], lr=0.01, betas=betas, weight_decay=weight_decay, exact=True)
+    other = torch.optim.Adam([dense], lr=0.01, betas=betas, weight_decay=weight_decay)
+    steps = look_ups(400, 2, dtype=dtype)
+    steps[50:350] = [(torch.zeros_like(rows), values) for rows, values in steps[50:350]]
+    for number, (rows, values) in enumerate(steps):
+        one.catch_up(exact, rows)
+        torch.testing.assert_close(exact[rows], dense[rows], rtol=1e-4 if dtype == torch.float32 else 1e-9, atol=1e-5)
+        exact.grad = sparse(exact, rows, values)
+        dense.grad = exact.grad.to_dense()
+        for optimizer in (one, other):
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] = 0.01 if number < 200 else 0.002
+    one.settle()
+    torch.testing.assert_close(exact, dense, **({} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4}))
+
+
+def test_exact_goes_on_from_a_saved_state(rows_moved_by):
+    tables = [table_of(dtype=torch.float32) for _ in range(2)]
+    straight = LazyAdam([tables[0]], exact=True)
+    steps = look_ups(20, 2, dtype=torch.float32)
+    run_exact(straight, tables[0], steps[:10])
+    tables[1].data.copy_(tables[0])
+    resumed = LazyAdam([tables[1]], exact=True)
+    resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
+    for optimizer, table in zip((straight, resumed), tables, strict=True):
+        run_exact(optimizer, table, steps[10:])
+        optimizer.settle()
+    assert torch.equal(bits(tables[0]), bits(tables[1]))
+
+
+def run_exact(optimizer, table, steps):
+    for rows, values in steps:
+        optimizer.catch_up(table, rows)
+        run(optimizer, table, [(rows, values)])
+
+
+def test_lazy_tables_have_nothing_to_catch_up():
+    table = table_of()
+    optimizer = LazyAdam([table])
+    run(optimizer, table, look_ups(3, 4))
+    before = bits(table).clone()
+    optimizer.catch_up(table, torch.arange(ROWS))
+    optimizer.settle()
+    assert torch.equal(bits(table), before)
+
+
+# --- many look-ups
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -219,7 +219,7 @@ def test_the_count_of_workers_changes_nothing(lab, tmp_path, workers):
 
 
 def test_the_place_is_kept_when_the_data_gives_out(lab, tmp_path, monkeypatch):
-    sections = SCHEDULES["validation inside the epoch"]
+    sections = {**SCHEDULES["validation inside the epoch"], "data": {**SECTIONS["data"], "keep_encoded": False}}
     whole = lab.train(tmp_path / "whole", checkpoint_every=21, **sections)
     saved = {}
     for reading in (1, 3, 4, 7, 8, 10, 15, 22):  # in the first window, in validations, in the first window of an epoch

@@ -90,6 +90,7 @@ class Data(Section):
     allow_leaks: list[str] = []
     potential: dict[str, str] = {}
     workers: Annotated[int, Ge(0)] = 0
+    keep_encoded: bool = True
     options: dict[str, Any] = {}
 
     @model_serializer(mode="wrap")
@@ -140,6 +141,7 @@ class Fields(Section):
     metrics: dict[str, Component]
     optimizer: Optimizer = Optimizer()
     trainer: dict[str, Any] = {}
+    compile: bool = False
     monitor: str = "val/loss"
     mode: Literal["min", "max"] | None = None
     patience: Count | None = None

@@ -54,15 +54,15 @@ def digest(*parts: object) -> str:
 
 
 class Kept:
-    """A place for one converted table in the cache. While this object lives, its process never removes the file."""
+    """A place for one file in the cache. While this object lives, its process never removes the file."""
 
-    def __init__(self, key: str, root: Path | None = None) -> None:
+    def __init__(self, key: str, root: Path | None = None, suffix: str = ".parquet") -> None:
         self.key, self.root = key, root or folder()
-        self.path = self.root / "tables" / f"{key}.parquet"
+        self.path = self.root / "tables" / f"{key}{suffix}"
         _held.add(self)
 
-    def __reduce__(self) -> tuple[type[Kept], tuple[str, Path]]:
-        return Kept, (self.key, self.root)
+    def __reduce__(self) -> tuple[type[Kept], tuple[str, Path, str]]:
+        return Kept, (self.key, self.root, self.path.suffix)
 
     def filled(self, write: Callable[[Path], None]) -> Path:
         """The path of the file; `write(temporary path)` makes it first when it is not there, all of it or nothing.
@@ -146,7 +146,8 @@ def _remember(known: dict[str, str]) -> None:
         os.replace(temporary, folder() / "fingerprints.json")
 
 
-def _limit() -> float:
+def limit() -> float:
+    """Bytes that the kept files may take together: $ESPACE_CACHE_GIB, else 20 GiB. Raises DataError for no number."""
     text = os.environ.get("ESPACE_CACHE_GIB", str(_DEFAULT_GIB))
     try:
         return float(text) * _GIB
@@ -158,10 +159,10 @@ def _shrink(tables: Path) -> None:
     """Remove the tables used longest ago until the rest fits the bound, and what killed processes left behind."""
     held = {kept.path for kept in _held}
     files = sorted(_files(tables), key=lambda found: found[1].st_mtime)
-    excess = sum(stat.st_size for _, stat in files) - _limit()
+    excess = sum(stat.st_size for _, stat in files) - limit()
     for path, stat in files:
         stale = path.suffix == ".tmp" and time.time() - stat.st_mtime > _STALE_SECONDS
-        if stale or (excess > 0 and path.suffix == ".parquet" and path not in held):
+        if stale or (excess > 0 and path.suffix != ".tmp" and path not in held):
             path.unlink(missing_ok=True)
             excess -= stat.st_size
 

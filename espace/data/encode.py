@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from espace.batch import Batch, Ragged
 from espace.chain import Chain
+from espace.data.cache import digest
 from espace.data.columns import (
     Bag,
     Feature,
@@ -239,6 +240,13 @@ class Encoder:
         ids = batch.ids.numpy()
         known = ids[rows, columns] >= offsets[columns] + FIRST
         ids[rows[known], columns[known]] = offsets[columns[known]] + UNKNOWN
+
+    @cached_property
+    def identity(self) -> str:
+        """Changes when what it makes of the same table does."""
+        learnt = [(n, t if isinstance(t, int) else t.identity) for n, t in sorted(self.tables.items())]
+        facts = [self.features, self.dim, self.chain.lines(), sorted(self.labels.items()), self.weight, self.policy]
+        return digest(*facts, sorted(self.extras.items()), learnt, sorted(self.numbers.items()))
 
     def state(self) -> dict[str, Any]:
         """What was learnt from data, as plain numpy arrays, numbers and text, for a checkpoint."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -92,7 +91,7 @@ def scan_training(task: Task, part: Part, progress: Progress) -> tuple[Scan, Lea
 
 def scan_other(task: Task, part: Part, encoder: Encoder, progress: Progress) -> Scan:
     """Count labels and unknown ids of validation or test, with what training has learnt; cached likewise."""
-    path = cache.folder() / f"scan-{task.key(part, _digest(encoder))}" / "scan.json"
+    path = cache.folder() / f"scan-{task.key(part, encoder.identity)}" / "scan.json"
     if path.exists():
         return _scan_from(json.loads(path.read_text()))
     unknown = _UnknownShares(encoder)
@@ -169,16 +168,6 @@ class _UnknownShares:
 
     def shares(self) -> dict[str, float]:
         return {f.name: float(n / max(self._rows, 1)) for f, n in zip(self.encoder.ids, self._hits, strict=True)}
-
-
-def _digest(encoder: Encoder) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    for name, table in sorted(encoder.tables.items()):
-        found.update(f"{name}:{table if isinstance(table, int) else table.rows};".encode())
-        if isinstance(table, Vocabulary):
-            state = table.state()
-            found.update(np.ascontiguousarray(state.get("numbers", state.get("text"))).tobytes())
-    return found.hexdigest()
 
 
 def _save(folder: Path, scan: Scan, learnt: Learnt) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from espace.batch import Batch
 from espace.data.encode import Encoder
+from espace.data.encoded import Encoded
 from espace.data.split import Part
 
 
@@ -84,18 +85,14 @@ class Plan:
 class _Windows(Dataset[Batch]):
     """Reads and encodes windows; holds plain objects, so that worker processes can be started by spawn."""
 
-    def __init__(self, part: Part, encoder: Encoder, windows: Sequence[Window], labels: bool) -> None:
-        self.part, self.encoder, self.windows, self.labels = part, encoder, windows, labels
+    def __init__(self, encoded: Encoded, windows: Sequence[Window]) -> None:
+        self.encoded, self.windows = encoded, windows
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, number: int) -> Batch:
-        return Batch.cat([self._piece(p) for p in self.windows[number].pieces])
-
-    def _piece(self, piece: int) -> Batch:
-        table, _ = self.part.read(piece, self.encoder.columns(self.labels))
-        return self.encoder.encode(table, self.part.where(piece), self.labels)
+        return Batch.cat([self.encoded.piece(p) for p in self.windows[number].pieces])
 
 
 def _at_the_start() -> int:
@@ -107,7 +104,8 @@ class Stream:
     """The batches of a part.
 
     training: whether ids are forgotten and the sampler is used; place: batches trained so far, over all epochs;
-    limit: batches of an epoch that are used; rank, ranks: which slice of each global batch is taken.
+    limit: batches of an epoch that are used; rank, ranks: which slice of each global batch is taken; keep: whether
+    encoded pieces stay in the cache.
     """
 
     part: Part
@@ -120,6 +118,7 @@ class Stream:
     limit: int | None = None
     rank: int = 0
     ranks: int = 1
+    keep: bool = False
 
     def __len__(self) -> int:
         """Batches of an epoch without the limit, to which Lightning's own is applied."""
@@ -166,8 +165,8 @@ class Stream:
             yield rest
 
     def _read(self, windows: Sequence[Window]) -> DataLoader[Batch]:
-        data = _Windows(self.part, self.encoder, windows, labels=True)
-        return DataLoader(data, batch_size=None, num_workers=self.workers)
+        encoded = Encoded(self.part, self.encoder, labels=True, keep=self.keep)
+        return DataLoader(_Windows(encoded, windows), batch_size=None, num_workers=self.workers)
 
     def _check_rows(self, window: Window, data: Batch) -> None:
         expected = sum(self.plan.counts[p] for p in window.pieces)

@@ -5,6 +5,7 @@ A look-up is total: a value never seen, negative, of another type or missing get
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
+from espace.data.cache import digest
 from espace.errors import DataError
 
 PADDING, UNKNOWN, NULL, FIRST = 0, 1, 2, 3
@@ -140,6 +142,13 @@ class Vocabulary:
             return low, high, dense, numbers[:0], rows[:0]
         order = np.argsort(numbers)
         return low, high, None, numbers[order], rows[order]
+
+    @cached_property
+    def identity(self) -> str:
+        """Changes when a value, or the order of the values, does."""
+        state = self.state()
+        parts = [state[name] for name in ("numbers", "text", "ends") if name in state]
+        return digest(*(hashlib.blake2b(np.ascontiguousarray(part).data).hexdigest() for part in parts))
 
     def save(self, path: Path) -> None:
         """Write a two-column Parquet file, value and count, that a person can open."""

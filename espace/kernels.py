@@ -1,0 +1,161 @@
+"""The sparse half of Adam as one pass over the rows looked up, compiled by numba on first use and kept on disk.
+
+A thread owns the rows whose number is its own modulo the number of threads: no row is written by two, and the look-ups of a
+row are summed in the order they were made, so the result does not depend on the threads. They are Python's, since numba's own
+change how many OpenMP gives torch. A mark for every row of the table says where its sum stands; it is cleared behind each
+step, so a step costs what it looks up, whatever the table's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ONE = np.float32(1)
+_FEW = 4_096  # look-ups that are not worth a second thread
+
+
+class RowAdam:
+    """Adam on rows of one table, (rows, width) float32, contiguous, on the CPU. All tensors are changed in place.
+
+    Args:
+        tensors: the table and its two moments, (rows, width) each.
+        seen: the last step that each row has had, (rows,) int32; None where rows need not catch up.
+    """
+
+    def __init__(self, tensors: tuple[Tensor, Tensor, Tensor], seen: Tensor | None) -> None:
+        self._table, self._first, self._second = (t.detach().numpy() for t in tensors)
+        self._seen = np.empty(0, np.int32) if seen is None else seen.numpy()
+        self._mark = np.zeros(len(self._table), np.int32)
+        self._found, self._sums = np.empty((0, 0), np.int64), np.empty((0, 0, 0), np.float32)
+
+    def step(self, grad: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
+        """Step number `step`, (), on the rows of a sparse gradient, summed or not."""
+        rows, grads = grad._indices()[0], grad._values().contiguous()
+        threads, (n, width) = _threads(len(rows)), grads.shape
+        if self._found.shape[0] < threads or self._found.shape[1] < n:
+            self._found, self._sums = np.empty((threads, n), np.int64), np.empty((threads, n, width), np.float32)
+        given = rows.numpy(), grads.numpy(), self._mark, self._found, self._sums, _numbers(options), int(step)
+        _in_threads(threads, _step, self._table, self._first, self._second, self._seen, *given)
+
+    def catch_up(self, rows: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
+        """Bring `rows`, (n,), through all steps up to `step` that they have not had, without a gradient."""
+        given = rows.numpy(), _numbers(options), int(step)
+        _in_threads(_threads(len(rows)), _catch_up, self._table, self._first, self._second, self._seen, *given)
+
+
+def _threads(look_ups: int) -> int:
+    return 1 if look_ups < _FEW else torch.get_num_threads()
+
+
+def _in_threads(threads: int, kernel: Callable[..., None], *given: Any) -> None:
+    """The kernel in every thread, the first of them this one."""
+    others = [_pool(threads).submit(kernel, *given, thread, threads) for thread in range(1, threads)]
+    kernel(*given, 0, threads)
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "espace-rows")
+
+
+def _numbers(options: Mapping[str, Any]) -> NDArray[np.float64]:
+    """lr, beta1, beta2, eps, weight decay."""
+    return np.array([options["lr"], *options["betas"], options["eps"], options["weight_decay"]])
+
+
+@njit(error_model="numpy", cache=True, inline="always")
+def _row_step(table: Any, first: Any, second: Any, row: int, grad: Any, numbers: Any, size: Any, root: Any) -> None:
+    """One step of one row, in the order of operations of torch's fused kernel. `grad` is (width,)."""
+    back1, back2 = _ONE - np.float32(numbers[1]), _ONE - np.float32(numbers[2])
+    beta2, eps, decay = np.float32(numbers[2]), np.float32(numbers[3]), np.float32(numbers[4])
+    for k in range(table.shape[1]):
+        g = grad[k] + decay * table[row, k]
+        first[row, k] += back1 * (g - first[row, k])
+        second[row, k] = beta2 * second[row, k] + back2 * g * g
+        table[row, k] -= size * first[row, k] / (np.sqrt(second[row, k]) / root + eps)
+
+
+@njit(error_model="numpy", cache=True)
+def _corrections(numbers: Any, step: int) -> Any:
+    """The step size and the root of the second bias correction, float32."""
+    return np.float32(numbers[0] / (1.0 - numbers[1] ** step)), np.float32(np.sqrt(1.0 - numbers[2] ** step))
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _step(
+    table: Any,
+    first: Any,
+    second: Any,
+    seen: Any,
+    rows: Any,
+    grads: Any,
+    mark: Any,
+    found: Any,
+    sums: Any,
+    numbers: Any,
+    step: int,
+    thread: int,
+    threads: int,
+) -> None:
+    size, root = _corrections(numbers, step)
+    found, sums, count = found[thread], sums[thread], 0
+    for i in range(len(rows)):
+        row = rows[i]
+        if row % threads != thread:
+            continue
+        place = mark[row]
+        if place == 0:
+            found[count] = row
+            for k in range(grads.shape[1]):
+                sums[count, k] = grads[i, k]
+            count += 1
+            mark[row] = count
+        else:
+            for k in range(grads.shape[1]):
+                sums[place - 1, k] += grads[i, k]
+    for place in range(count):
+        row = found[place]
+        mark[row] = 0
+        _row_step(table, first, second, row, sums[place], numbers, size, root)
+        if len(seen):
+            seen[row] = step
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _catch_up(
+    table: Any,
+    first: Any,
+    second: Any,
+    seen: Any,
+    rows: Any,
+    numbers: Any,
+    step: int,
+    thread: int,
+    threads: int,
+) -> None:
+    fades = numbers[4] == 0 and numbers[1] ** 2 < numbers[2]  # then each update is smaller than the one before
+    nothing = np.zeros(table.shape[1], np.float32)
+    for row in rows:
+        if row % threads != thread:
+            continue
+        while seen[row] < step:
+            seen[row] += 1
+            size, root = _corrections(numbers, seen[row])
+            before = table[row].copy()
+            _row_step(table, first, second, row, nothing, numbers, size, root)
+            if fades and np.all(table[row] == before):
+                rest = step - seen[row]
+                first[row] *= np.float32(numbers[1] ** rest)
+                second[row] *= np.float32(numbers[2] ** rest)
+                seen[row] = step
