@@ -203,13 +203,12 @@ class _TorchRows:
 
     def step(self, grad: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
         """Step number `step`, (), on the rows of a sparse gradient."""
-        grad = _summed(grad)
-        for rows, values in _blocks(grad):
+        for rows, values in _blocks(_summed(grad)) if grad.device.type == "cpu" else [_summed_on_device(grad)]:
             block = self._read(rows) | {"step": step - 1}
             _adam([block["param"]], [values], [block], options)
             self._write(rows, block)
-        if self._seen is not None:
-            self._seen.index_fill_(0, grad.indices()[0], int(step))
+            if self._seen is not None:
+                self._seen.index_copy_(0, rows, step.int().expand(len(rows)))
 
     def catch_up(self, rows: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
         """Bring `rows`, (n,), through all steps up to `step` that they have not had, without a gradient."""
@@ -248,10 +247,10 @@ def _missed_step(block: Mapping[str, Tensor], at: Tensor, options: Mapping[str, 
 
 
 def _blocks(grad: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows, (n,), and values, (n, width), of a summed gradient, in pieces on a CPU."""
+    """The rows, (n,), and values, (n, width), of a summed gradient, in pieces."""
     rows, values = grad.indices()[0], grad.values()
-    size = _BLOCK_FLOATS // values.shape[1] if grad.device.type == "cpu" else len(rows)
-    return zip(torch.split(rows, size + 1), torch.split(values, size + 1), strict=True)
+    size = _BLOCK_FLOATS // values.shape[1] + 1
+    return zip(torch.split(rows, size), torch.split(values, size), strict=True)
 
 
 def _values(grad: Tensor) -> Tensor:
@@ -278,6 +277,21 @@ def _summed(grad: Tensor) -> Tensor:
     rows, counts = torch.unique_consecutive(found, return_counts=True)
     values = F.embedding_bag(positions, grad._values(), counts.cumsum(0) - counts, mode="sum")
     return torch.sparse_coo_tensor(rows[None], values, grad.shape, is_coalesced=True, check_invariants=False)
+
+
+def _summed_on_device(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows, (n,), and the sums of their look-ups, (n, width): each row once, and the last one again until there are as many
+    as look-ups. So no shape depends on numbers, and the host does not wait for the device to tell how many rows there are.
+    """
+    rows, values = grad._indices()[0], grad._values()
+    if not len(rows):
+        return rows, values
+    found, positions = _sorted(rows, len(grad))
+    place = (found.diff(prepend=found[:1]) != 0).cumsum(0)  # (n,), of each look-up among the distinct rows
+    sums = torch.zeros_like(values).index_put_((place,), values.index_select(0, positions), accumulate=True)
+    distinct = torch.empty_like(found).scatter_(0, place, found)
+    each = torch.minimum(torch.arange(len(rows), device=rows.device), place[-1])
+    return distinct.index_select(0, each), sums.index_select(0, each)
 
 
 def _sorted(rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
