@@ -11,10 +11,17 @@ LARGEST_LOGIT = 40.0
 
 
 def judged(scored: espace.Scored) -> espace.Scored:
-    """The rows of non-zero weight, predictions, labels and weights widened to float64.
+    """The rows of non-zero weight, predictions, labels and weights widened to float64; made once for all metrics.
 
     Raises NonFiniteError when a prediction on one of these rows is NaN or infinite.
     """
+    if "judged" not in scored.made:
+        scored.made["judged"] = _judged(scored)
+    found: espace.Scored = scored.made["judged"]
+    return found
+
+
+def _judged(scored: espace.Scored) -> espace.Scored:
     rows = scored.weights.nonzero().squeeze(1)
     wide = espace.Scored(
         scored.log_prob.index_select(0, rows).double(),
@@ -37,11 +44,18 @@ def logit(scored: espace.Scored) -> Tensor:
     return scored.log_prob - scored.log_not_prob
 
 
-def place(logits: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+def place(scored: espace.Scored, bins: int) -> tuple[Tensor, Tensor]:
     """Which of `bins` equal bins over -40 .. 40 each logit falls in, (rows,) int64, and where in it, (rows,) from 0 to 1.
 
-    What lies beyond is put at the ends, where 1 - P or P is below 1e-17.
+    What lies beyond is put at the ends, where 1 - P or P is below 1e-17. Made once for all metrics with as many bins.
     """
+    if bins not in scored.made:
+        scored.made[bins] = _place(logit(scored), bins)
+    found: tuple[Tensor, Tensor] = scored.made[bins]
+    return found
+
+
+def _place(logits: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     position = (logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT) + LARGEST_LOGIT) * (bins / (2 * LARGEST_LOGIT))
     index = position.long().clamp(max=bins - 1)
     return index, position - index

@@ -20,7 +20,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 import espace
-from espace.metrics import judged, logit, place
+from espace.metrics import judged, place
 
 
 class AUC(torchmetrics.Metric):
@@ -46,7 +46,7 @@ class AUC(torchmetrics.Metric):
     def update(self, scored: espace.Scored) -> None:
         """Add rows. Raises NonFiniteError."""
         rows = judged(scored)
-        index, place_in_bin = place(logit(rows), self.bins)
+        index, place_in_bin = place(rows, self.bins)
         cell = index + self.bins * rows.labels.long()
         self.mass.index_add_(0, cell, rows.weights)
         self.places.index_add_(0, cell, rows.weights * place_in_bin)

@@ -17,7 +17,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 import espace
-from espace.metrics import judged, logit, place
+from espace.metrics import judged, place
 
 
 class Calibration(torchmetrics.Metric):
@@ -45,7 +45,7 @@ class Calibration(torchmetrics.Metric):
     def update(self, scored: espace.Scored) -> None:
         """Add rows. Raises NonFiniteError."""
         rows = judged(scored)
-        index, _ = place(logit(rows), self.bins)
+        index, _ = place(rows, self.bins)
         self.predicted.index_add_(0, index, rows.weights * rows.log_prob.exp())
         self.observed.index_add_(0, index, rows.weights * rows.labels)
         self.mass.index_add_(0, index, rows.weights)

@@ -40,7 +40,7 @@ def test_on_scores_further_apart_than_a_bin_it_is_exact_ties_and_weights_include
 )
 def test_its_error_is_at_most_the_share_of_pairs_that_meet_in_a_bin(seed: int, std: float, bins: int) -> None:
     rows = draw(400, seed=seed, std=std, mean=0.0)
-    index, _ = place(logit(rows), bins)
+    index, _ = place(rows, bins)
     positives = np.bincount(index, rows.weights * rows.labels, bins)
     negatives = np.bincount(index, rows.weights * (1 - rows.labels), bins)
     share = (positives * negatives).sum() / (positives.sum() * negatives.sum())
