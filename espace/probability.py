@@ -15,7 +15,7 @@ On the chain of ESMM (Ma et al., SIGIR 2018) log P(conversion) is the logarithm 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -153,7 +153,8 @@ class Scored:
     """Predictions of one probability beside its labels, on the rows of one space only: what a metric judges.
 
     log_prob, log_not_prob: (rows,) float; labels: (rows,) float32, 0 or 1; weights: (rows,) float32;
-    extras: other columns of those rows by name, (rows,), such as group keys (int64).
+    extras: other columns of those rows by name, (rows,), such as group keys (int64); made: what one metric has made of them
+    and another can use.
     """
 
     log_prob: Tensor
@@ -161,6 +162,7 @@ class Scored:
     labels: Tensor
     weights: Tensor
     extras: Mapping[str, Tensor]
+    made: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

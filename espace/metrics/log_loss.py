@@ -16,7 +16,7 @@ from espace.metrics import judged
 
 
 class LogLoss(torchmetrics.Metric):
-    """Weighted mean of -( y log P + (1 - y) log(1 - P) ), in nats, from the two exact tails."""
+    """Weighted mean of -( y log P + (1 - y) log(1 - P) ), in nats, from the two exact tails; a P above 1 counts as 1."""
 
     is_differentiable = False
     higher_is_better = False
@@ -34,7 +34,7 @@ class LogLoss(torchmetrics.Metric):
     def update(self, scored: espace.Scored) -> None:
         """Add rows. Raises NonFiniteError."""
         rows = judged(scored)
-        log_likelihood = torch.where(rows.labels > 0, rows.log_prob, rows.log_not_prob)
+        log_likelihood = torch.where(rows.labels > 0, rows.log_prob.clamp(max=0), rows.log_not_prob)
         self.loss -= rows.weights @ log_likelihood
         self.weight += rows.weights.sum()
         self.positive += rows.weights @ rows.labels
