@@ -1,0 +1,1 @@
+"""Raw releases of public data sets, made into Parquet."""
