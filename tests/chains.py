@@ -13,6 +13,7 @@ import pytest
 from espace.chain import Transition
 
 MOST_STAGES = 8
+CHAINS = 200
 
 
 @dataclass(frozen=True)
@@ -214,4 +215,4 @@ def graph_of(seed: int) -> list[Transition]:
     return random_graph(Random(seed))
 
 
-every_chain = pytest.mark.parametrize("seed", range(60))
+every_chain = pytest.mark.parametrize("seed", range(CHAINS))

@@ -14,7 +14,18 @@ import torch
 from espace.chain import Chain, Transition
 from espace.errors import ChainError
 from espace.probability import Probabilities
-from tests.chains import Enumeration, chain_of, every_chain, graph_of, lines_of, overlaps, random_logits, worlds
+from tests.chains import (
+    CHAINS,
+    MOST_STAGES,
+    Enumeration,
+    chain_of,
+    every_chain,
+    graph_of,
+    lines_of,
+    overlaps,
+    random_logits,
+    worlds,
+)
 
 ESMM = Chain.parse("impression -> click -> conversion")
 GRAPHS = [graph_of(seed) for seed in range(800)]
@@ -157,6 +168,57 @@ def test_the_drawing_has_every_arrow_once_and_dashed_where_it_leads_to_an_else_s
     assert sorted(found) == sorted(expected)
 
 
+@every_chain
+def test_the_tree_has_every_step_once_and_says_what_excludes_what(seed):
+    chain = Chain.parse([str(t) for t in chain_of(seed)])
+    root, *lines = chain.tree().splitlines()
+    assert root == chain.root
+    path, found = {0: root}, []
+    for line in lines:
+        margin, name = re.fullmatch(r"((?:[│ ]  )*[├└]─ )(.+)", line).groups()
+        depth = len(margin) // 3
+        path[depth] = re.sub(r"(, else)?( \(as above\))?$", "", name)
+        group = path[depth - 1] if path[depth - 1] in ("one of", "at most one of") else None
+        parent = path[depth - 2] if group else path[depth - 1]
+        found += [] if name in ("one of", "at most one of") else [(parent, group, path[depth], ", else" in name)]
+    assert sorted(found, key=str) == sorted((step for t in chain.transitions for step in _steps(t)), key=str)
+
+
+def _steps(t):
+    group = "one of" if t.otherwise else "at most one of" if len(t.outcomes) > 1 else None
+    return [(t.parent, group, c, c == t.otherwise) for c in t.children]
+
+
+@every_chain
+def test_the_sources_of_a_stage_say_whether_it_happened(seed):
+    transitions = chain_of(seed)
+    chain = Chain.parse([str(t) for t in transitions])
+    for stage in chain.stages:
+        sources = frozenset(chain.sources(stage))
+        assert sources <= set(chain.labelled)
+        told = {(w.reached & sources, stage in w.reached) for w in worlds(transitions)}
+        assert len(told) == len({labels for labels, _ in told})
+
+
+def test_the_random_chains_hold_every_kind():
+    chains = [Chain.parse([str(t) for t in chain_of(seed)]) for seed in range(CHAINS)]
+    kinds = {
+        "eight stages": lambda c: len(c.stages) == MOST_STAGES,
+        "a choice of three": lambda c: any(len(t.outcomes) > 2 for t in c.transitions),
+        "an else": lambda c: bool(c.otherwise),
+        "independent follow-ups": lambda c: any(len(c.departures(s)) > 1 for s in c.stages),
+        "a merge": lambda c: any(len(c.parents(s)) > 1 for s in c.stages),
+        "a merge of three": lambda c: any(len(c.parents(s)) > 2 for s in c.stages),
+        "a merge behind a merge": lambda c: any(
+            len(c.parents(s)) > 1 and any(len(c.parents(u)) > 1 for u in c.ancestors(s)) for s in c.stages
+        ),
+        "five stages in a row": lambda c: any(len(c.ancestors(s)) > 4 for s in c.stages),
+    }
+    counts = {kind: sum(map(holds, chains)) for kind, holds in kinds.items()}
+    assert min(counts.values()) >= 10, counts
+    assert len(chains) == CHAINS >= 200
+
+
 # --- parents exclude each other: the proof against all that can happen
 
 
@@ -289,7 +351,7 @@ def test_a_chain_that_contradicts_itself_is_refused_with_the_way_out(lines, mess
         Chain.parse(lines)
 
 
-@pytest.mark.parametrize("ask", ["arrivals", "parents", "departures", "ancestors", "check"])
+@pytest.mark.parametrize("ask", ["arrivals", "parents", "departures", "ancestors", "sources", "check"])
 def test_an_unknown_stage_is_refused_with_the_nearest_name(ask):
     with pytest.raises(ChainError, match=r"no stage 'clik'\. Did you mean 'click'\?"):
         getattr(ESMM, ask)("clik")

@@ -135,110 +135,33 @@ def test_the_root_is_certain():
     assert p.log_prob("click", given="click").tolist() == [0, 0]
 
 
-# --- the papers' equations
+# --- what it costs
 
 
-def drawn(chain, batch=50, seed=0):
-    """Random logits, and y[name]: the sigmoid of each, for chains of arrows with one outcome."""
-    g = torch.Generator().manual_seed(seed)
-    z = {t.name: torch.randn(batch, len(t.outcomes), generator=g, dtype=torch.float64) * 3 for t in chain.transitions}
-    return Probabilities(chain, z), {name: torch.sigmoid(v[:, 0]) for name, v in z.items()}
+def layered(depth):
+    """Two lanes that cross at every layer: merges of merges."""
+    lines = ["s -> a0 else b0"]
+    for n in range(depth):
+        lines += [f"{lane}{n} -> a{n + 1} else b{n + 1}" for lane in "ab"]
+    return Chain.parse(lines)
 
 
-def test_esm2_is_its_paper():
-    """Wen et al., SIGIR 2020: pCTR = y1, pCTAVR = y1 y2, pCVR = y2 y3 + (1 - y2) y4, pCTCVR = y1 pCVR."""
-    p, y = drawn(ESM2)
-    y1, y2, y3, y4 = (y[n] for n in ("impression_to_click", "click_to_action", "action_to_buy", "other_to_buy"))
-    assert_close(p.prob("click"), y1)
-    assert_close(p.prob("action"), y1 * y2)
-    assert_close(p.prob("buy", given="click"), y2 * y3 + (1 - y2) * y4)
-    assert_close(p.prob("buy"), y1 * (y2 * y3 + (1 - y2) * y4))
+def nodes_of(chain):
+    """How many operations both tails of every stage take, counted in the graph that autograd keeps."""
+    p = Probabilities(chain, {t.name: torch.zeros(1, 1, requires_grad=True) for t in chain.transitions})
+    waiting = [ask(s).grad_fn for s in chain.stages[1:] for ask in (p.log_prob, p.log_not_prob)]
+    seen = set(waiting)
+    while waiting:
+        fresh = {node for node, _ in waiting.pop().next_functions if node is not None} - seen
+        seen |= fresh
+        waiting += fresh
+    return len(seen)
 
 
-def test_esm2_is_not_the_formula_of_torecsys():
-    p, y = drawn(ESM2)
-    y2, y3, y4 = (y[n] for n in ("click_to_action", "action_to_buy", "other_to_buy"))
-    wrong = y2 * y3 + (1 - y2 * y3) * y4
-    assert ((p.prob("buy", given="click") - wrong).abs() > 1e-3).any()
-
-
-def test_esm2_without_the_action_is_esmm_with_the_tower_of_the_other_branch():
-    _, y = drawn(ESM2)
-    z = {name: y[name].logit()[:, None] for name in y} | {"click_to_action": torch.full((50, 1), -200.0).double()}
-    esmm = {"impression_to_click": z["impression_to_click"], "click_to_conversion": z["other_to_buy"]}
-    assert_close(Probabilities(ESM2, z).log_prob("buy"), Probabilities(ESMM, esmm).log_prob("conversion"))
-    assert_close(Probabilities(ESM2, z).log_not_prob("buy"), Probabilities(ESMM, esmm).log_not_prob("conversion"))
-
-
-def test_esm2_with_equal_branches_is_esmm_and_its_purchases_do_not_teach_the_action():
-    g = torch.Generator().manual_seed(0)
-    z = {t.name: torch.randn(50, 1, generator=g, dtype=torch.float64) for t in ESM2.transitions}
-    z["other_to_buy"] = z["action_to_buy"]
-    z["click_to_action"].requires_grad_()
-    p = Probabilities(ESM2, z)
-    esmm = {"impression_to_click": z["impression_to_click"], "click_to_conversion": z["action_to_buy"]}
-    assert_close(p.log_prob("buy"), Probabilities(ESMM, esmm).log_prob("conversion"))
-    assert_close(p.log_not_prob("buy"), Probabilities(ESMM, esmm).log_not_prob("conversion"))
-    gradient = gradients(p.log_prob("buy") + p.log_not_prob("buy"), {"y2": z["click_to_action"]})["y2"]
-    assert_close(gradient, torch.zeros(50, 1), atol=1e-12)
-
-
-def test_hm3_is_its_paper():
-    """Wen et al., SIGIR 2021: m = y2 y3 + (1 - y2) y5, pDMa = y1 m, pCTCVR = y1 (m y4 + (1 - m) y6)."""
-    chain = Chain.parse(
-        [
-            "impression -> click",
-            "click -> dmi else omi",
-            "dmi -> dma else oma",
-            "omi -> dma else oma",
-            "dma -> buy",
-            "oma -> buy",
-        ]
-    )
-    p, y = drawn(chain)
-    names = ("impression_to_click", "click_to_dmi", "dmi_to_dma", "dma_to_buy", "omi_to_dma", "oma_to_buy")
-    y1, y2, y3, y4, y5, y6 = (y[n] for n in names)
-    m = y2 * y3 + (1 - y2) * y5
-    assert_close(p.prob("dmi"), y1 * y2)
-    assert_close(p.prob("dma", given="click"), m)
-    assert_close(p.prob("dma"), y1 * m)
-    assert_close(p.prob("buy"), y1 * (m * y4 + (1 - m) * y6))
-
-
-def test_view_through_conversion_follows_from_a_click_or_from_none():
-    """AEM2TL: P(install) = y1 (y2 (1 - y4) + y4 y5) + (1 - y1) y3."""
-    chain = Chain.parse(
-        [
-            "impression -> click else pass",
-            "click -> act else rest",
-            "act -> install",
-            "rest -> install",
-            "pass -> install",
-        ]
-    )
-    p, y = drawn(chain)
-    names = ("impression_to_click", "rest_to_install", "pass_to_install", "click_to_act", "act_to_install")
-    y1, y2, y3, y4, y5 = (y[n] for n in names)
-    assert_close(p.prob("install"), y1 * (y2 * (1 - y4) + y4 * y5) + (1 - y1) * y3)
-
-
-def test_kept_is_paid_and_not_refunded():
-    """NetCVR: p_net = p_pay (1 - p_refund)."""
-    p, y = drawn(REFUND)
-    assert_close(p.prob("keep", given="click"), y["click_to_pay"] * (1 - y["pay_to_refund"]))
-    assert_close(p.prob("keep"), y["impression_to_click"] * y["click_to_pay"] * (1 - y["pay_to_refund"]))
-    assert_close(p.prob("keep") + p.prob("refund"), p.prob("pay"))
-
-
-def test_a_choice_is_a_softmax_with_one_logit_fixed_at_zero():
-    """MARCO: sum_k lambda_k mu_k with lambda = softmax."""
-    chain = Chain.parse(["impression -> a | b else c", "a -> buy", "b -> buy", "c -> buy"])
-    p, y = drawn(chain)
-    g = torch.Generator().manual_seed(0)
-    z = torch.randn(50, 2, generator=g, dtype=torch.float64) * 3
-    mix = torch.softmax(torch.cat([z, torch.zeros(50, 1)], 1), 1)
-    mu = torch.stack([y[f"{k}_to_buy"] for k in "abc"], 1)
-    assert_close(p.prob("buy"), (mix * mu).sum(1))
+@pytest.mark.parametrize("make", [lambda n: Chain.parse(" -> ".join(f"s{i}" for i in range(n + 1))), layered])
+def test_both_tails_of_all_stages_take_operations_in_proportion_to_the_transitions(make):
+    small, double, fourfold = (nodes_of(make(n)) for n in (8, 16, 32))
+    assert fourfold - double == 2 * (double - small)
 
 
 # --- the corners of the logits
@@ -257,7 +180,7 @@ def straight(depth):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+@pytest.mark.parametrize("depth", [1, 2, 3, 5, 8])
 def test_bce_on_the_last_marginal_has_its_closed_form_gradient_at_every_corner(depth, dtype):
     """-log P = -sum_i log s(z_i) and 1 - P = sum_i s(z_1) .. s(z_i-1) s(-z_i), a sum of positive numbers."""
     corners = both_signs(depth, 40.0)

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from espace.data import simulator
+from espace.chain import Chain
+from espace.data import simulator, world
+from espace.data.labels import resolve
 from espace.data.simulator import Simulator
 from espace.errors import ConfigError, DataError
 
@@ -18,15 +20,20 @@ ROWS = 300_000
 SMALL: dict[str, Any] = {"users": 40, "items": 30, "piece_rows": 700}
 CHANGES: dict[str, Any] = {
     "seed": 1,
+    "chain": "impression -> click -> order",
     "users": 4_999,
     "items": 1_999,
     "rho": 0.4,
     "kappa": 1.0,
+    "value_mean": 3.0,
+    "value_spread": 0.1,
+    "value_noise": 0.1,
     "tau": 1.0,
     "gamma": 0.5,
     "delta": 0.5,
     "click_rate": 0.2,
     "conversion_rate": 0.2,
+    "rates": {"click": 0.3},
     "user_skew": 0.5,
     "item_skew": 0.5,
     "latent": 5,
@@ -175,7 +182,7 @@ def test_the_means_over_the_hidden_cause_agree_with_an_integral_on_a_fine_grid(g
     density = np.exp(-(grid**2) / 2) / np.exp(-(grid**2) / 2).sum()
     quick, exact = (
         sum(w * np.stack([sigmoid(a + gamma * h), sigmoid(a + gamma * h) * sigmoid(b + gamma * h)]) for h, w in pairs)
-        for pairs in (simulator._nodes(gamma), zip(grid, density, strict=True))
+        for pairs in (world._nodes(gamma), zip(grid, density, strict=True))
     )
     np.testing.assert_allclose(quick[1] / quick[0], exact[1] / exact[0], atol=1e-4)
 
@@ -383,10 +390,153 @@ def test_an_unknown_column_is_refused_with_the_nearest_name() -> None:
 
 
 def test_the_hidden_cause_is_no_column() -> None:
-    assert "hidden" not in simulator.SCHEMA.names
+    assert "hidden" not in Simulator(10, "train", gamma=1.0).schema.names
 
 
 def test_it_is_registered_by_its_name() -> None:
     known: dict[str, Any] = {}
     simulator.register_readers(known.__setitem__)
     assert known == {"simulator": Simulator}
+
+
+# --- any chain
+
+FUNNELS: dict[str, dict[str, Any]] = {
+    "esm2": {
+        "chain": ("impression -> click", "click -> action else other", "action -> buy", "other -> buy"),
+        "rates": {"click": 0.3, "action_given_click": 0.3, "buy_given_action": 0.5, "buy_given_other": 0.1},
+    },
+    "net": {"chain": "click -> pay -> refund else keep", "rates": {"pay": 0.4, "refund_given_pay": 0.3}},
+    "view-through": {
+        "chain": ("impression -> click else pass", "click -> conversion", "pass -> conversion"),
+        "rates": {"conversion_given_pass": 0.03},
+    },
+    "choice": {
+        "chain": ("impression -> a | b", "a -> c | d | e else f", "a -> g", "c -> h"),
+        "rates": {"a": 0.4, "b": 0.3, "c_given_a": 0.3, "h_given_c": 0.5},
+    },
+    "merge of merges": {
+        "chain": (
+            "impression -> click else pass",
+            "click -> visit else away",
+            "pass -> visit else away",
+            "visit -> buy",
+            "away -> buy",
+        ),
+        "rates": {"click": 0.4, "visit_given_click": 0.6},
+    },
+}
+every_funnel = pytest.mark.parametrize("options", FUNNELS.values(), ids=FUNNELS)
+
+
+def steps_of(chain: Chain) -> list[tuple[str, str, str]]:
+    """(stage, parent, what its names end with) of every step but those that leave the root."""
+    return [(s, p, f"{s}_given_{p}" if len(chain.parents(s)) > 1 else s) for p, s in chain.edges]
+
+
+def happened(chain: Chain, rows: dict[str, np.ndarray], stage: str) -> np.ndarray:
+    if stage == chain.root:
+        return np.ones(len(rows["row"]), bool)
+    raw = {s: rows[s] for s in chain.labelled}
+    return resolve(chain, raw, "error").values[:, chain.stages.index(stage) - 1] == 1
+
+
+@every_funnel
+@pytest.mark.parametrize("more", [{}, {"gamma": 1.0, "rho": -0.5, "delta": 1.0}], ids=str)
+def test_every_step_of_a_chain_is_as_frequent_as_asked_for(options: dict[str, Any], more: dict[str, Any]) -> None:
+    rows, chain = simulate(**options, **more), Chain.parse(options["chain"])
+    for t in chain.transitions:
+        parent = happened(chain, rows, t.parent)
+        for stage in t.outcomes:
+            leaves_root = t.parent == chain.root
+            name = stage if leaves_root else f"{stage}_given_{t.parent}"
+            asked = options["rates"].get(name, 0.1 if leaves_root else 0.15)
+            deviation = np.sqrt(asked * (1 - asked) / parent.sum())
+            assert rows[stage][parent].mean() == pytest.approx(asked, abs=4 * deviation + 0.02 * asked)
+            reached = 1.0 if leaves_root else rows[f"true_{t.parent}"]
+            weights = np.broadcast_to(reached, parent.shape)
+            assert np.average(rows[f"true_{name}"], weights=weights) == pytest.approx(asked, rel=0.03)
+
+
+@every_funnel
+@pytest.mark.parametrize("more", [{}, {"gamma": 1.0, "rho": -0.5}], ids=str)
+def test_every_label_of_a_chain_is_a_draw_of_its_truth_in_its_own_space(
+    options: dict[str, Any], more: dict[str, Any]
+) -> None:
+    rows, chain = simulate(**options, **more), Chain.parse(options["chain"])
+    pairs = [(happened(chain, rows, s), rows[f"true_{s}"]) for s in chain.stages[1:]]
+    for stage, parent, name in steps_of(chain):
+        reached = happened(chain, rows, parent)
+        truth = rows[f"true_{stage}_given_{parent}"]
+        pairs.append((happened(chain, rows, stage)[reached], truth[reached]))
+        pairs.append((rows[f"potential_{name}"], rows[f"true_{stage}_given_do_{parent}"]))
+    for label, truth in pairs:
+        z = deviations(label, truth)
+        assert np.abs(z).max() < 4.5
+        assert (z**2).mean() < 2.7
+
+
+@every_funnel
+def test_the_truths_of_a_chain_obey_total_probability(options: dict[str, Any]) -> None:
+    rows, chain = simulate(2_000, **options, gamma=1.0), Chain.parse(options["chain"])
+    for stage in chain.stages[1:]:
+        parents = [p for p in chain.parents(stage) if p != chain.root]
+        products = [rows[f"true_{p}"] * rows[f"true_{stage}_given_{p}"] for p in parents]
+        if parents == list(chain.parents(stage)):
+            np.testing.assert_allclose(sum(products), rows[f"true_{stage}"], rtol=1e-12)
+        assert rows[f"true_{stage}"].max() < 1
+    for t in (t for t in chain.transitions if t.otherwise and t.parent != chain.root):
+        total = sum(rows[f"true_{c}_given_{t.parent}"] for c in t.children)
+        np.testing.assert_allclose(total, 1, rtol=1e-12)
+
+
+@every_funnel
+def test_the_labels_of_a_chain_contradict_nothing_and_are_potential_outcomes_where_the_parent_happened(
+    options: dict[str, Any],
+) -> None:
+    rows, chain = simulate(20_000, **options), Chain.parse(options["chain"])
+    assert not resolve(chain, {s: rows[s] for s in chain.labelled}, "error").broken.any()
+    for stage, parent, name in steps_of(chain):
+        reached = happened(chain, rows, parent)
+        assert np.array_equal(rows[f"potential_{name}"][reached] == 1, happened(chain, rows, stage)[reached])
+    assert not {s for s in chain.otherwise if s in rows}
+
+
+def test_follow_ups_of_one_parent_are_independent_and_outcomes_of_one_choice_exclude_each_other() -> None:
+    rows = simulate(chain=("impression -> like", "impression -> a | b"), click_rate=0.4, kappa=0.0)
+    assert not (rows["a"] & rows["b"]).any()
+    assert (rows["like"] & rows["a"]).mean() == pytest.approx(0.16, abs=0.004)
+
+
+def test_a_history_has_the_first_stage_whatever_it_is_called() -> None:
+    lengths = [len(h) for h in histories(3_000, **SMALL, chain="pair -> view", click_rate=0.3).values()]
+    assert 0.2 < np.mean(lengths) / world.PAST < 0.4
+
+
+def test_a_chain_is_the_same_world_however_it_is_written() -> None:
+    whole = Simulator(2_000, "test", chain="impression -> click -> conversion -> review", **SMALL)
+    lines = ["impression -> click", "click -> conversion", "conversion -> review"]
+    assert read(Simulator(2_000, "test", chain=lines, **SMALL)).equals(read(whole))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chain": "click"}, r"data\.chain, line 1: 'click' has no arrow"),
+        ({"chain": ("a -> b", "c -> d")}, r"data\.chain: it has 2 roots"),
+        ({"chain": "impression -> context"}, r"data\.chain: 'context' would be two things in the simulator\. Call"),
+        ({"chain": "impression -> user"}, r"data\.chain: 'user' would be two things"),
+        ({"chain": "impression -> click -> true_click"}, r"data\.chain: 'true_click' would be two things"),
+        ({"rates": {"clik": 0.1}}, r"data\.rates: 'clik' is no rate of one step.* Did you mean 'click'"),
+        ({"rates": {"conversion": 0.1}}, r"data\.rates: 'conversion' is no rate of one step"),
+        ({"rates": {"click": 1.0}}, r"data\.rates\.click: 1\.0 is not a number > 0 and < 1"),
+        ({"chain": "a -> b else c", "rates": {"c": 0.5}}, r"data\.rates: 'c' is no rate of one step"),
+        (
+            {"chain": "a -> b | c else d", "click_rate": 0.5},
+            r"data\.rates: those of a -> b \| c else d sum to 1, and none",
+        ),
+    ],
+)
+def test_a_chain_or_a_rate_that_makes_no_world_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Simulator(10, "train", **options)
