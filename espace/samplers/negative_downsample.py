@@ -1,0 +1,71 @@
+"""Fewer negatives, and predictions that make up for it (negative down-sampling with re-calibration, He et al., ADKDD 2014).
+
+A row is a negative of stage v when a parent of v happened and v did not; it is kept with the product of the rates r_v of the
+stages of which it is a negative. So of the rows that take a path c_1, c_2, ... down the chain, a share r(c_1) r(c_2) ... is
+kept, and on the kept rows, P', every loss converges to
+
+    P'(path)  =  r(path) P(path) / sum over all paths of the same      P(path)  =  P'(path) / r(path) / sum of the same
+
+The second is the correction. For stage v after u, when nothing below v is sampled, it is a shift of one logit,
+
+    P'(v|u) / P'(not v|u)  =  P(v|u) / (r_v P(not v|u))                logit P(v|u)  =  logit P'(v|u) + log r_v
+
+Conditionals below v stay as they are, since all their rows are kept. Those above v are corrected row by row, as more of the
+rows in which nothing sampled happened are there than were: `Probabilities.reweighted` does it. All terms see one
+sample, so the corrected conditionals multiply to the corrected marginals under any objective.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Gt, Le
+from numpy.typing import NDArray
+
+import espace
+from espace.errors import did_you_mean
+from espace.samplers import label, reached
+
+
+class NegativeDownsample:
+    """Keeps a share of the negatives of some stages; predictions are corrected for it."""
+
+    def __init__(self, chain: espace.Chain, *, keep: dict[str, Annotated[float, Gt(0), Le(1)]]) -> None:
+        """keep: `{stage: share of its negatives that is kept}`. Raises ValueError for a stage that has no negatives."""
+        known = [outcome for t in chain.transitions for outcome in t.outcomes]
+        if not keep:
+            raise ValueError("keep: no stage is named. Write keep: {click: 0.1}, or sampler: none")
+        for stage in keep:
+            if stage in chain.otherwise:
+                raise ValueError(f"keep: '{stage}' is what else happens. Name the outcomes that it is not")
+            if stage not in known:
+                raise ValueError(f"keep: '{stage}' is no stage that can fail to happen.{did_you_mean(stage, known)}")
+        self.chain = chain
+        self.keep = dict(keep)
+        self.effect = "; ".join(f"negatives of {stage} are kept with rate {rate:g}" for stage, rate in keep.items())
+
+    def rates(self) -> dict[str, list[float]]:
+        """How often rows are used that take each class of a transition."""
+        return {
+            t.name: [math.prod(self.keep[o] for o in t.outcomes if o in self.keep and o != c) for c in t.classes]
+            for t in self.chain.transitions
+            if any(o in self.keep for o in t.outcomes)
+        }
+
+    def __call__(
+        self, labels: NDArray[np.int8], weights: NDArray[np.float32], random: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Positions (n,) and weights (n,) of the rows that are kept; a row whose label is not known is."""
+        chances = np.ones(len(labels))
+        for stage, rate in self.keep.items():
+            chances[reached(self.chain, labels, stage) & (label(self.chain, labels, stage) == 0)] *= rate
+        rows = np.flatnonzero(random.random(len(labels)) < chances)
+        return rows, weights[rows]
+
+
+@espace.hookimpl
+def register_samplers(register: espace.Register) -> None:
+    """Bring `negative_downsample`."""
+    register("negative_downsample", NegativeDownsample)
