@@ -1,0 +1,126 @@
+"""Laws of the statistics: against scikit-learn, SciPy and plain resampling, and intervals that cover what they promise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from sklearn.metrics import roc_auc_score
+
+from espace.statistics import Ranked, difference, holm, quantile, replicates, tail
+
+
+def draw(seed: int, rows: int = 300, distinct: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores with ties, labels and weights of which some are 0."""
+    random = np.random.default_rng(seed)
+    labels = (random.random(rows) < random.uniform(0.05, 0.6)).astype(np.int8)
+    scores = np.round(random.normal(size=rows) + labels, 1) if seed % 2 else random.integers(0, distinct, rows)
+    return scores, labels, random.choice([0.0, 0.5, 2.0], rows)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_auc_is_that_of_scikit_learn_with_ties_and_weights(seed):
+    scores, labels, weights = draw(seed)
+    assert Ranked.of(scores, labels).auc() == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    expected = roc_auc_score(labels, scores, sample_weight=weights)
+    assert Ranked.of(scores, labels, weights).auc() == pytest.approx(expected, abs=1e-12)
+    assert Ranked.of(scores, labels).auc(weights) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_auc_of_one_class_or_of_no_row_is_undefined():
+    scores, labels, _ = draw(1)
+    for some in (labels == 1, labels == 0, labels == 7):
+        assert math.isnan(Ranked.of(scores[some], labels[some]).auc())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_replicate_is_the_auc_of_the_rows_that_were_drawn(seed):
+    scores, labels, _ = draw(seed)
+    other = np.random.default_rng(seed).normal(size=len(scores)) + labels
+    found = replicates([Ranked.of(scores, labels), Ranked.of(other, labels)], 10, seed)
+    random = np.random.default_rng([seed, len(labels)])
+    for one, another in found.T:
+        rows = random.integers(len(labels), size=len(labels))
+        assert one == pytest.approx(roc_auc_score(labels[rows], scores[rows]), abs=1e-12)
+        assert another == pytest.approx(roc_auc_score(labels[rows], other[rows]), abs=1e-12)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 29, 120, 499])
+def test_tails_and_quantiles_are_those_of_students_t(freedom):
+    for t in (0.0, 1e-3, 0.4, 1.0, 2.5, -2.5, 6.0, 50.0):
+        assert tail(t, freedom) == pytest.approx(2 * scipy.stats.t.sf(abs(t), freedom), rel=1e-9, abs=1e-13)
+    for level in (0.5, 0.9, 0.95, 0.999):
+        assert quantile(freedom, level) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, freedom), rel=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_without_draws_of_rows_it_is_the_one_sample_t_test(seed):
+    values = np.random.default_rng(seed).normal(0.5, 1, 2 + seed)
+    found, expected = difference(values), scipy.stats.ttest_1samp(values, 0)
+    assert found.mean == pytest.approx(values.mean())
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-9)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()), rel=1e-6)
+
+
+def test_draws_of_rows_widen_the_interval_and_lower_no_p_value():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        seeds, draws = random.normal(0.3, 1, 6), random.normal(0.3, 0.5, 400)
+        alone, both = difference(seeds), difference(seeds, draws)
+        error = math.sqrt(seeds.var(ddof=1) / 6 + draws.var(ddof=1))
+        assert both.mean == alone.mean
+        least = scipy.stats.t.ppf(0.975, 400 + 6) * error
+        assert least <= both.high - both.mean <= scipy.stats.t.ppf(0.975, 5) * error
+
+
+def test_no_difference_at_all_is_zero_with_certainty():
+    for seeds, draws in ((np.zeros(3), np.zeros(100)), (np.zeros(1), np.zeros(100)), (np.zeros(2), None)):
+        found = difference(seeds, draws)
+        assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_one_seed_without_draws_tells_nothing():
+    found = difference(np.array([0.1]))
+    assert found.mean == 0.1
+    assert all(math.isnan(v) for v in (found.low, found.high, found.p))
+
+
+def binormal(random: np.random.Generator, labels: np.ndarray, shared: np.ndarray, mean: float) -> Ranked:
+    """Scores whose AUC over all rows there could be is Phi(mean / sqrt 2)."""
+    own = random.normal(size=len(labels))
+    return Ranked.of(mean * labels + math.sqrt(0.6) * shared + math.sqrt(0.4) * own, labels)
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (4, 0.0), (4, 0.15)])
+def test_intervals_cover_a_known_difference_about_as_often_as_they_say(seeds, spread):
+    """spread: deviation of what a seed adds to one of the two; over its normal distribution the mean AUC is known too."""
+    random, hits, trials = np.random.default_rng(7), 0, 200
+    truth = scipy.stats.norm.cdf(1.0 / math.sqrt(2 + spread**2)) - scipy.stats.norm.cdf(0.7 / math.sqrt(2))
+    for trial in range(trials):
+        labels = (random.random(500) < 0.3).astype(np.int8)
+        shared = random.normal(size=500)
+        means = 1.0 + spread * random.normal(size=seeds)
+        pairs = [binormal(random, labels, shared, m) for mean in means for m in (mean, 0.7)]
+        drawn = replicates(pairs, 150, trial)
+        aucs = np.array([one.auc() for one in pairs])
+        found = difference(aucs[::2] - aucs[1::2], (drawn[::2] - drawn[1::2]).mean(0))
+        hits += found.low <= truth <= found.high
+    assert 0.91 <= hits / trials <= 0.995
+
+
+def test_holms_correction_by_hand():
+    """Four p-values: 4 x 0.005, 3 x 0.01, 2 x 0.03, then no less than the one before."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_holms_correction_keeps_the_order_and_lies_between_none_and_bonferronis(seed):
+    ps = np.random.default_rng(seed).random(7) ** 3
+    found = np.array(holm(ps.tolist()))
+    assert (found[np.argsort(ps)] == np.sort(found)).all()
+    assert (ps <= found).all()
+    assert (found <= np.minimum(1, 7 * ps) + 1e-15).all()
