@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from espace import errors, testing
     from espace.batch import Batch, Labels, Ragged
     from espace.blocks import Activation, Count, Dropout, FieldMatrix, FirstOrder, Gate, Norm, dense
-    from espace.chain import Chain, Transition
+    from espace.chain import Chain, Transition, Value
     from espace.experiment import Experiment
     from espace.features import ExtraTable, Features, FeatureSpec, Field
     from espace.hookspecs import Register, hookimpl
-    from espace.probability import Probabilities, Scored, Term
+    from espace.pieces import ChainPiece
+    from espace.probability import Probabilities, Scored, ScoredValue, Term, ValueTerms
     from espace.runs import Run, load
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "Activation",
     "Batch",
     "Chain",
+    "ChainPiece",
     "Count",
     "Dropout",
     "Experiment",
@@ -41,8 +43,11 @@ __all__ = [
     "Register",
     "Run",
     "Scored",
+    "ScoredValue",
     "Term",
     "Transition",
+    "Value",
+    "ValueTerms",
     "dense",
     "errors",
     "hookimpl",
@@ -64,6 +69,7 @@ _HOME = {
     "dense": "blocks",
     "Chain": "chain",
     "Transition": "chain",
+    "Value": "chain",
     "Experiment": "experiment",
     "FeatureSpec": "features",
     "ExtraTable": "features",
@@ -71,9 +77,12 @@ _HOME = {
     "Field": "features",
     "hookimpl": "hookspecs",
     "Register": "hookspecs",
+    "ChainPiece": "pieces",
     "Probabilities": "probability",
     "Scored": "probability",
+    "ScoredValue": "probability",
     "Term": "probability",
+    "ValueTerms": "probability",
     "Run": "runs",
     "load": "runs",
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 from espace.chain import Chain
 
 UNKNOWN_LABEL = -1
+_NONE = torch.empty(0, 0)
 
 
 @dataclass(eq=False)
@@ -69,6 +70,7 @@ class Batch:
     labels: (rows, stages but the root) int8, -1 where not known yet.
     weights: (rows,) float32; 0 keeps a row out of every loss and metric.
     extras: other columns by name, (rows,), for metrics: groups, potential outcomes.
+    amounts: (rows, values of the chain) float32, NaN where the parent did not happen or it is not known; none if not given.
     """
 
     ids: Tensor
@@ -77,6 +79,11 @@ class Batch:
     labels: Tensor
     weights: Tensor
     extras: Mapping[str, Tensor]
+    amounts: Tensor = _NONE
+
+    def __post_init__(self) -> None:
+        if self.amounts is _NONE:
+            self.amounts = self.weights.new_empty(len(self.weights), 0)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -90,6 +97,7 @@ class Batch:
             self.labels.index_select(0, rows),
             self.weights.index_select(0, rows),
             {name: column.index_select(0, rows) for name, column in self.extras.items()},
+            self.amounts.index_select(0, rows),
         )
 
     def weighted(self, weights: Tensor) -> Batch:
@@ -109,6 +117,7 @@ class Batch:
             move(self.labels),
             move(self.weights),
             {name: move(column) for name, column in self.extras.items()},
+            move(self.amounts),
         )
 
     @classmethod
@@ -124,23 +133,30 @@ class Batch:
             torch.cat([p.labels for p in parts]),
             torch.cat([p.weights for p in parts]),
             {name: torch.cat([p.extras[name] for p in parts]) for name in first.extras},
+            torch.cat([p.amounts for p in parts]),
         )
 
 
 class Labels:
     """The labels of a batch by stage: 1, 0, or not known yet.
 
+    A sampler may make a label -2: it did not happen, and counts as a negative given its parent, which did not happen either.
+
     Args:
         chain: the chain.
         values: (rows, stages but the root) int8 with -1 for unknown, in the order of `chain.stages[1:]`.
+        amounts: (rows, values of the chain) float32, in the order of `chain.values`, NaN where the parent did not happen or
+            the amount is not known; all are unknown where none are given.
     """
 
-    def __init__(self, chain: Chain, values: Tensor) -> None:
+    def __init__(self, chain: Chain, values: Tensor, amounts: Tensor | None = None) -> None:
         self.chain = chain
         self.values = values
+        nothing = torch.full((len(values), len(chain.values)), torch.nan, device=values.device)
+        self.amounts = nothing if amounts is None else amounts
 
     def of(self, stage: str) -> Tensor:
-        """The raw label of a stage: (rows,) int8, 1, 0 or -1; all 1 for the root. Raises ChainError if unknown."""
+        """The raw label of a stage: (rows,) int8, 1, 0, -1 or -2; all 1 for the root. Raises ChainError if unknown."""
         self.chain.check(stage)
         if stage == self.chain.root:
             return self.values.new_ones(len(self.values))
@@ -153,6 +169,17 @@ class Labels:
     def known(self, stage: str) -> Tensor:
         """1.0 where the label is known, else 0.0: (rows,) float32."""
         return (self.of(stage) >= 0).float()
+
+    def added(self, stage: str) -> Tensor:
+        """1.0 where a sampler made the row a negative of the stage given its parent, else 0.0: (rows,) float32."""
+        return (self.of(stage) == -2).float()
+
+    def amount(self, name: str, given: str | None = None) -> Tensor:
+        """The observed amount of a value, (rows,) float32: NaN where it is not known or, given its parent, that did not happen;
+        without `given`, 0 where it is known that the parent did not happen. Raises ChainError if unknown."""
+        value = self.chain.value(name)
+        found = self.amounts[:, self.chain.values.index(value)]
+        return found if given == value.parent else found.masked_fill(self.of(value.parent) == 0, 0.0)
 
 
 def _offsets(lengths: Tensor) -> Tensor:

@@ -10,17 +10,19 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from espace.chain import Chain, Transition
+from espace.chain import Chain, Transition, Value
 from espace.config import Component, Config
 from espace.data.columns import FEATURE_TYPES, Feature, Sequence, is_categorical
 from espace.data.encode import Encoder, Layout
 from espace.data.stream import Sampler
 from espace.embedding import Embedding
 from espace.errors import ConfigError, EspaceError
+from espace.evaluation import metrics_of
 from espace.features import FeatureSpec
 from espace.model import Model
 from espace.plugins import Registry
-from espace.probability import Scored
+from espace.probability import Scored, ScoredValue
+from espace.scores import Score, parse, predictions
 
 
 def make(registry: Registry, kind: str, component: Component, *given: Any, where: str) -> Any:
@@ -46,20 +48,26 @@ def features_of(config: Config) -> list[Feature]:
 
 
 def labels_of(config: Config) -> dict[str, str]:
-    """{stage: label column}, the name of the stage unless `labels` says otherwise."""
-    return {stage: config.labels.get(stage, stage) for stage in chain_of(config).labelled}
+    """{stage or value: its column}, the one of its name unless `labels` says otherwise."""
+    chain = chain_of(config)
+    return {name: config.labels.get(name, name) for name in (*chain.labelled, *(v.amount for v in chain.values))}
+
+
+def scores_of(config: Config) -> dict[str, Score]:
+    """The formulas under `scores`, by name."""
+    return {name: parse(text, predictions(chain_of(config))) for name, text in config.scores.items()}
 
 
 def tower_of(config: Config, chain: Chain, transition: str) -> Component:
     """The tower of a transition: named by the transition, or by a stage it leads to, or the common one."""
-    children = next(t.children for t in chain.transitions if t.name == transition)
+    children = next(t.children for t in chain.heads if t.name == transition)
     return next((config.towers[n] for n in (transition, *children) if n in config.towers), config.tower)
 
 
 def build_model(config: Config, registry: Registry, layout: Layout) -> Model:
     """The model with freshly drawn parameters, from torch's random state."""
     chain, features = chain_of(config), features_of(config)
-    names = [t.name for t in chain.transitions]
+    names = [t.name for t in chain.heads]
     sparse = config.optimizer.tables != "dense"
     embed = partial(Embedding, features, layout, dim=config.embedding.dim, std=config.embedding.std, sparse=sparse)
     embeddings = {"shared": embed()} if config.embedding.shared else {name: embed() for name in names}
@@ -76,9 +84,10 @@ def build_model(config: Config, registry: Registry, layout: Layout) -> Model:
         embedding.widen()
     widths = {name: tower.out_features for name, tower in towers.items()}
     link = make(registry, "links", config.link, chain, widths, where="link")
-    model = Model(chain, embeddings, sharing, towers, link, _kinds(config, registry, chain))
+    rates = rates_of(build_sampler(config, registry))
+    model = Model(chain, embeddings, sharing, towers, link, _kinds(config, registry, chain), joint_of(config), rates)
     if config.link.type == "none":
-        model.pass_on({name: getattr(tower, "logits", 0) for name, tower in towers.items()})
+        model.pass_on({t.name: getattr(towers[t.name], "logits", 0) for t in chain.transitions})
     return model
 
 
@@ -88,9 +97,33 @@ def kind_of(config: Config, transition: Transition) -> Component | None:
     return None if stage is None or stage.kind.type == "binary" else stage.kind
 
 
-def _kinds(config: Config, registry: Registry, chain: Chain) -> dict[str, nn.Module]:
-    found = ((t, kind_of(config, t)) for t in chain.transitions)
-    return {t.name: make(registry, "stages", kind, where=f"stages.{t.outcomes[0]}.kind") for t, kind in found if kind}
+def joint_of(config: Config) -> frozenset[str]:
+    """The stages whose head gives P(stage) instead of P(stage given parent)."""
+    return frozenset(name for name, stage in config.stages.items() if stage.head == "joint")
+
+
+def _kinds(config: Config, registry: Registry, chain: Chain) -> dict[str, Any]:
+    found = {}
+    for t in chain.heads:
+        where, component = f"stages.{t.outcomes[0]}.kind", kind_of(config, t)
+        kind = make(registry, "stages", component, where=where) if component else None
+        if isinstance(t, Value) != hasattr(kind, "log_density"):
+            known = [
+                e.name for e in registry.entries("stages") if hasattr(e.factory, "log_density") == isinstance(t, Value)
+            ]
+            told = f"'{component.type if component else 'binary'}' is not the distribution of"
+            what = "an amount, which a value is" if isinstance(t, Value) else "what happens or not, which a stage is"
+            raise ConfigError(f"{where}: {told} {what}. Known: {', '.join(sorted(known))}.")
+        if kind is not None:
+            found[t.name] = kind
+    return found
+
+
+def limits_of(config: Config, registry: Registry) -> dict[str, tuple[float, float]]:
+    """`{value: the least and the largest amount that its distribution has}`."""
+    chain = chain_of(config)
+    kinds = _kinds(config, registry, chain)
+    return {v.amount: kinds[v.name].limits for v in chain.values}
 
 
 def _sharing(config: Config, registry: Registry, features: FeatureSpec, transitions: list[str]) -> Any:
@@ -127,8 +160,28 @@ def _why_not_behind(tower: str, where: str, error: Exception) -> str:
 
 
 def build_objective(config: Config, registry: Registry) -> Any:
-    """The objective: callable, with `terms`."""
-    return make(registry, "objectives", config.objective, chain_of(config), where="objective")
+    """The objective: callable, with `terms`.
+
+    Raises ConfigError when it judges a ratio of two heads, and when it has no term for a value.
+    """
+    chain, joint = chain_of(config), joint_of(config)
+    objective = make(registry, "objectives", config.objective, chain, where="objective")
+    judged = {stage for term in objective.terms.values() for stage in term.stages}
+    if left := [v.amount for v in chain.values if v.amount not in judged]:
+        raise ConfigError(
+            f"objective: {config.objective.type} has no term for the value '{left[0]}', so that its tower would learn nothing."
+            " Choose another objective, or let its author add espace.ValueTerms."
+        )
+    for name, term in objective.terms.items():
+        start, stages = term.given or chain.root, [s for s in term.stages if s in chain.stages]
+        ratios = [s for s in stages if start != chain.root and chain.between(joint, s, start)]
+        if ratios:
+            raise ConfigError(
+                f"objective: the term '{name}' of {config.objective.type} is a likelihood of P({ratios[0]} given {term.given}),"
+                f" which is no probability: with stages.{ratios[0]}.head: joint it is a ratio that may exceed 1. Set objective:"
+                " entire_space, or head: conditional."
+            )
+    return objective
 
 
 def term_weights(config: Config, objective: Any) -> dict[str, float]:
@@ -153,11 +206,50 @@ def build_weighting(config: Config, registry: Registry, objective: Any) -> nn.Mo
 
 
 def build_sampler(config: Config, registry: Registry) -> Sampler | None:
-    """The sampler of training batches; None where there is nothing to do."""
+    """The sampler of training batches; None where there is nothing to do.
+
+    Raises ConfigError where it would leave probabilities that do not multiply.
+    """
     if config.sampler.type == "none":
         return None
     sampler: Sampler = make(registry, "samplers", config.sampler, chain_of(config), where="sampler")
+    objectives = getattr(sampler, "objectives", (config.objective.type,))
+    if config.objective.type not in objectives:
+        raise ConfigError(
+            f"sampler: {config.sampler.type} samples the rows of one conditional only, but {config.objective.type} judges"
+            f" marginals too, so that the product would no longer be the marginal. Set objective: {' or '.join(objectives)}."
+        )
+    if rates_of(sampler) and joint_of(config):
+        raise ConfigError(
+            f"sampler: predictions are corrected for {config.sampler.type} along the chain, but the head of"
+            f" {min(joint_of(config))} is joint, so it need not follow it. Set its head: conditional, or sampler: none."
+        )
     return sampler
+
+
+def rates_of(sampler: Sampler | None) -> dict[str, list[float]]:
+    """`{transition: how often rows are used that take each of its classes}`, where the sampler says so: the weights of a row
+    add up to its own weight times the product along its path, on average, up to a factor that all rows have in common."""
+    found: dict[str, list[float]] = getattr(sampler, "rates", dict)()
+    return found
+
+
+def sampling_of(config: Config, registry: Registry) -> str | None:
+    """What the sampler does to rows and predictions, in a line; None without one."""
+    sampler = build_sampler(config, registry)
+    if sampler is None:
+        return None
+    chain, rates = chain_of(config), rates_of(sampler)
+    shifts = [
+        f"log {rates[t.name][-1] / rate:g} in the logit of {o if t.parent == chain.root else f'{o}_given_{t.parent}'}"
+        for t in chain.transitions
+        for o, rate in zip(t.outcomes, rates.get(t.name, ()), strict=False)
+        if rate != rates[t.name][-1]
+    ]
+    deep = any(t.parent != chain.root for t in chain.transitions if t.name in rates)
+    rest = ", and row by row in the logits before it" if deep else ""
+    told = f"; predictions are corrected by {' and '.join(shifts)}{rest}" if shifts else ""
+    return f"sampler: {getattr(sampler, 'effect', f'{config.sampler.type} chooses the rows')}{told}."
 
 
 def build_metrics(config: Config, registry: Registry) -> dict[str, Metric]:
@@ -168,7 +260,8 @@ def build_metrics(config: Config, registry: Registry) -> dict[str, Metric]:
 def spaces_of(config: Config) -> dict[str, tuple[str, str | None, str | None]]:
     """What is judged where: `{name: (stage, given, column of potential outcomes)}`.
 
-    Every probability of the chain on its own space, and those with potential outcomes (`data.potential`) on all rows too.
+    Every probability of the chain on its own space, and those with potential outcomes (`data.potential`) on all rows too. The
+    expectations of values, `(value, given, None)`, come last.
     """
     chain = chain_of(config)
     found: dict[str, tuple[str, str | None, str | None]] = {
@@ -177,45 +270,53 @@ def spaces_of(config: Config) -> dict[str, tuple[str, str | None, str | None]]:
     for name, column in config.data.potential.items():
         stage, given = chain.addresses[name]
         found[f"{name}_entire_space"] = (stage, given, column)
-    return found
+    return found | {name: (amount, given, None) for name, (amount, given) in chain.expectations.items()}
 
 
 def metric_names(config: Config, registry: Registry) -> list[str]:
     """Every name that `monitor` may take."""
     objective = build_objective(config, registry)
     found = ["val/loss", *(f"val/loss/{term}" for term in objective.terms)]
-    nothing = _nothing_scored(extras_of(config))
-    values = [name for metric in build_metrics(config, registry).values() for name in _values_of(metric, nothing)]
-    return found + [f"val/{space}/{value}" for space in spaces_of(config) for value in values]
+    metrics, expectations = build_metrics(config, registry), chain_of(config).expectations
+    values = {
+        of_values: [name for m in metrics_of(metrics, of_values).values() for name in _values_of(m, nothing)]
+        for of_values, nothing in _nothing_scored(extras_of(config)).items()
+    }
+    return found + [f"val/{space}/{value}" for space in spaces_of(config) for value in values[space in expectations]]
 
 
-def _values_of(metric: Metric, nothing: Scored) -> list[str]:
+def _values_of(metric: Metric, nothing: Scored | ScoredValue) -> list[str]:
     """The names that a metric computes, asked of a copy that saw no row."""
     copy = metric.clone()
     copy.update(nothing)
     return list(copy.compute())
 
 
-def _nothing_scored(extras: Mapping[str, Any]) -> Scored:
+def _nothing_scored(extras: Mapping[str, Any]) -> dict[bool, Scored | ScoredValue]:
+    """What metrics of probabilities (False) and of values (True) judge, without a row."""
     none = torch.empty(0)
     keys = {
         name: torch.empty(0, dtype=torch.int64 if kind == "key" else torch.float64) for name, kind in extras.items()
     }
-    return Scored(none, none, none, none, keys)
+    return {False: Scored(none, none, none, none, keys), True: ScoredValue(none, none, none, keys)}
 
 
 def build_encoder(
-    config: Config, tables: Mapping[str, Any], numbers: Mapping[str, Any], extras: Mapping[str, Any] | None = None
+    config: Config,
+    tables: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Encoder:
-    """The encoder, from what was learnt of the data."""
+    """The encoder, from what was learnt of the data; `limits` of values, where labels will be encoded."""
     return Encoder(
         features_of(config),
         chain_of(config),
         labels_of(config),
         dim=config.embedding.dim,
         weight=config.data.weight,
-        extras=extras_of(config) if extras is None else extras,
+        extras=extras_of(config),
         policy=config.data.violations,
+        limits=limits,
         tables=tables,
         numbers=numbers,
     )

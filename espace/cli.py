@@ -1,4 +1,4 @@
-"""The command line: fit, check, show, evaluate, predict, list, schema, new. Imports of torch wait until a command needs it."""
+"""The command line, a function for each command. Imports of torch wait until a command needs it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def check(file: File, overrides: Overrides = None, debug: Debug = False) -> None
 
 @app.command()
 def show(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Print the chain, its equations, the loss terms, the modules and a mermaid drawing. Needs no data.
+    """Print the chain, its drawing and equations, the loss terms and the modules. Needs no data.
 
     Example: espace show examples/esmm.yaml tower.hidden_units=[64,32]
     """
@@ -158,19 +158,21 @@ def predict(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Stream predictions to Parquet: p_<stage> and p_<stage>_given_<parent> beside the columns of the input, in its order.
+    """Stream predictions to Parquet: p_<stage>, p_<stage>_given_<parent> and score_<name> beside the columns of the input.
 
-    The options of the run's reader apply, and overrides such as data.delimiter=";" or data.type=csv.
+    The options of the run's reader apply, and overrides such as data.delimiter=";", data.type=csv or scores.x="click * bid".
 
     Example: espace predict runs/esmm/20260101-120000 --data new.parquet --out predictions.parquet --keep user_id
     """
     with _told(debug):
+        from espace.build import scores_of
         from espace.config import override
         from espace.report import Report
         from espace.runs import load
 
         trained = load(run, checkpoint)
-        asked = override(trained.config, overrides or [], trained.registry).data
+        config = override(trained.config, overrides or [], trained.registry)
+        trained.scores, asked = scores_of(config), config.data
         named = any(text.startswith("data.type=") for text in overrides or [])
         kind = reader or (asked.type if named else "files")
         options = asked.options if asked.type == kind else {}
@@ -180,7 +182,8 @@ def predict(
             report.progress("rows", done, total)
         report.done_reading()
         if not quiet:
-            typer.echo(f"{done:,} rows with {len(trained.model.chain.addresses)} probabilities: {out}")
+            scores = f" and {len(trained.scores)} scores" if trained.scores else ""
+            typer.echo(f"{done:,} rows with {len(trained.model.chain.addresses)} probabilities{scores}: {out}")
 
 
 @app.command(name="list")
@@ -188,7 +191,7 @@ def list_(
     kind: Annotated[
         Optional[str],  # noqa: UP045
         typer.Argument(
-            help="towers, sharing, links, objectives, samplers, weightings, stages, metrics, readers or features."
+            help="towers, sharing, links, objectives, samplers, weightings, stages, pieces, metrics, readers or features."
         ),
     ] = None,
     plugin: Annotated[
@@ -228,6 +231,38 @@ def schema(
 
 
 @app.command()
+def compare(
+    file: Annotated[Path, typer.Argument(help="The YAML file of the comparison.", show_default=False)],
+    overrides: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Overrides of the base of all variants, such as data.batch_size=4096.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The folder; by default compare/<name>. What is done there is not done again."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each with its part of the threads.")] = 1,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train variants of an experiment over seeds and shares of the data, and say which differences are real.
+
+    Killed or stopped, the same command goes on from where it was.
+
+    Example: espace compare examples/compare.yaml --workers 2
+    """
+    with _told(debug):
+        from espace.compare import compare as run_comparison
+        from espace.report import Report
+
+        failed = run_comparison(file, overrides or [], out, workers, Report(quiet)).failed
+        for planned, why in failed.items():
+            typer.secho(f"espace: {planned} failed: {why}", fg=typer.colors.RED, err=True)
+        if failed:
+            raise typer.Exit(1)
+
+
+@app.command()
 def new(
     kind: Annotated[str, typer.Argument(help="What to make: tower.", show_default=False)],
     name: Annotated[str, typer.Argument(help="What the YAML will call it, such as cross_net.", show_default=False)],
@@ -245,6 +280,24 @@ def new(
         from espace.new import create
 
         typer.echo(create(kind, name, folder))
+
+
+@app.command()
+def prepare(
+    release: Annotated[str, typer.Argument(help="What it is: ali-ccp or ali-express.", show_default=False)],
+    raw: Annotated[Path, typer.Argument(help="The folder with the unpacked raw files.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The folder to write; new, or begun earlier.", show_default=False)],
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a raw public data set as Parquet. Killed or stopped, the same command goes on from where it was.
+
+    Example: espace prepare ali-ccp downloads/ali-ccp ali-ccp
+    """
+    with _told(debug):
+        from espace.prepare import prepare as prepare_release
+
+        prepare_release(release, raw, out, quiet)
 
 
 def main() -> None:

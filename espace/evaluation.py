@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -14,10 +16,13 @@ from espace.batch import Batch, Labels
 from espace.blocks import Gate
 from espace.chain import Chain
 from espace.errors import NonFiniteError
-from espace.probability import Probabilities, Scored
+from espace.probability import Probabilities, Scored, ScoredValue
 
 Spaces = Mapping[str, tuple[str, str | None, str | None]]  # {name: (stage, given, column of potential outcomes)}
 Objective = Callable[[Probabilities, Labels], Mapping[str, tuple[Tensor, Tensor]]]
+_LEAST_REST = math.log(1e-7)  # what a ratio of two heads leaves of 1 at least, so that one above 1 can be judged
+
+_JUDGED_TOGETHER = 65_536  # rows: a metric's call costs as much as some thousands of them
 
 
 class Terms:
@@ -32,7 +37,7 @@ class Terms:
     @classmethod
     def of(cls, objective: Objective, p: Probabilities, batch: Batch) -> Terms:
         """The terms of one batch, row weights applied."""
-        found = objective(p, Labels(p.chain, batch.labels))
+        found = objective(p, Labels(p.chain, batch.labels, batch.amounts))
         sums = torch.stack([torch.dot(value, batch.weights.to(value.dtype)) for value, _ in found.values()])
         rows = torch.stack([torch.dot(rows, batch.weights.to(rows.dtype)) for _, rows in found.values()])
         return cls(list(found), sums, rows)
@@ -133,21 +138,41 @@ class Judge(nn.Module):
         super().__init__()
         self.chain = chain
         self.spaces = dict(spaces)
-        self.metrics = nn.ModuleDict({s: nn.ModuleDict({n: m.clone() for n, m in metrics.items()}) for s in spaces})
+        judges = {s: metrics_of(metrics, s in chain.expectations) for s in spaces}
+        self.metrics = nn.ModuleDict(
+            {s: nn.ModuleDict({n: m.clone() for n, m in ms.items()}) for s, ms in judges.items()}
+        )
         self.terms = terms
+        self._waiting: dict[str, list[Any]] = {space: [] for space in spaces}
+        self._rows_waiting = 0
 
     @torch.no_grad()
     def update(self, p: Probabilities, batch: Batch, objective: Objective) -> None:
-        """Judge one batch. Raises NonFiniteError for a prediction that is not finite."""
+        """Judge one batch, together with others. Raises NonFiniteError for a prediction that is not finite."""
         self.terms.update(Terms.of(objective, p, batch))
-        labels = Labels(self.chain, batch.labels)
+        labels = Labels(self.chain, batch.labels, batch.amounts)
         for space, (stage, given, potential) in self.spaces.items():
-            scored = _scored(p, batch, labels, stage, given, potential)
-            for metric in self._of(space).values():
-                metric.update(scored)
+            if space in self.chain.expectations:
+                found: Any = _scored_value(p, batch, labels, stage, given)
+            else:
+                found = scored(p, batch, labels, stage, given, potential)
+            self._waiting[space].append(found)
+        self._rows_waiting += len(batch)
+        if self._rows_waiting >= _JUDGED_TOGETHER:
+            self._judge_waiting()
+
+    def _judge_waiting(self) -> None:
+        for space, pieces in self._waiting.items():
+            if pieces:
+                together = _together(pieces)
+                for metric in self._of(space).values():
+                    metric.update(together)
+                pieces.clear()
+        self._rows_waiting = 0
 
     def compute(self) -> dict[str, float]:
-        """{"loss": ..., "<space>/<metric>": ...}; NaN where something is undefined."""
+        """{"loss": ..., "<space>/<metric>": ...}; NaN where something is undefined. Raises NonFiniteError as `update`."""
+        self._judge_waiting()
         found = {name: float(value) for name, value in self.terms.compute().items()}
         for space in self.spaces:
             for metric in self._of(space).values():
@@ -157,7 +182,9 @@ class Judge(nn.Module):
     def reset(self) -> None:
         """Forget everything."""
         self.terms.reset()
+        self._rows_waiting = 0
         for space in self.spaces:
+            self._waiting[space].clear()
             for metric in self._of(space).values():
                 metric.reset()
 
@@ -167,6 +194,7 @@ class Judge(nn.Module):
 
     def curves(self) -> dict[str, dict[str, list[float]]]:
         """`{space: {predicted, observed, rows}}` of every calibration metric, for a picture."""
+        self._judge_waiting()
         found = {}
         for space in self.spaces:
             for metric in self._of(space).values():
@@ -177,7 +205,7 @@ class Judge(nn.Module):
         return found
 
 
-def _scored(
+def scored(
     p: Probabilities, batch: Batch, labels: Labels, stage: str, given: str | None, potential: str | None
 ) -> Scored:
     """One probability beside its labels on the rows of its space."""
@@ -189,6 +217,8 @@ def _scored(
         inside = torch.isfinite(label)
     rows = (inside & (batch.weights > 0)).nonzero().squeeze(1)
     log_prob, log_not_prob = p.log_prob(stage, given), p.log_not_prob(stage, given)
+    if p.is_ratio(stage, given):
+        log_not_prob = log_not_prob.clamp(min=_LEAST_REST)
     return Scored(
         log_prob[rows],
         log_not_prob[rows],
@@ -196,6 +226,29 @@ def _scored(
         batch.weights[rows],
         {name: column[rows] for name, column in batch.extras.items()},
     )
+
+
+def _scored_value(p: Probabilities, batch: Batch, labels: Labels, amount: str, given: str | None) -> ScoredValue:
+    """The expectation of a value beside its amounts, on the rows of its space where they are known."""
+    observed = labels.amount(amount, given)
+    rows = (~observed.isnan() & (batch.weights > 0)).nonzero().squeeze(1)
+    extras = {name: column[rows] for name, column in batch.extras.items()}
+    return ScoredValue(p.value(amount, given)[rows], observed[rows], batch.weights[rows], extras)
+
+
+def _together(pieces: list[Any]) -> Any:
+    """Several Scored, or ScoredValue, as one."""
+    first, *rest = pieces
+    if not rest:
+        return first
+    found = {f.name: [getattr(p, f.name) for p in pieces] for f in fields(first) if f.init}
+    extras = {name: torch.cat([e[name] for e in found["extras"]]) for name in first.extras}
+    return replace(first, **{n: extras if n == "extras" else torch.cat(columns) for n, columns in found.items()})
+
+
+def metrics_of(metrics: Mapping[str, Metric], of_values: bool) -> dict[str, Metric]:
+    """Those that judge values, or those that judge probabilities."""
+    return {name: m for name, m in metrics.items() if getattr(m, "of_values", False) == of_values}
 
 
 def check_finite(loss: Tensor, total: Terms, where: str) -> None:

@@ -7,9 +7,9 @@ import os
 import time
 import typing
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 import espace.config as configuration
+from espace.batch import Batch
 from espace.build import (
     build_encoder,
     build_metrics,
@@ -29,8 +30,11 @@ from espace.build import (
     extras_of,
     features_of,
     labels_of,
+    limits_of,
     metric_names,
     rows_at_once,
+    sampling_of,
+    scores_of,
     spaces_of,
 )
 from espace.checkpoint import read_checkpoint
@@ -40,25 +44,30 @@ from espace.config.yamlfile import show
 from espace.data import audit
 from espace.data.columns import Bag, column_of
 from espace.data.encode import Encoder
+from espace.data.labels import Limits
 from espace.data.readers import Reader
 from espace.data.scan import Scan, Task, scan_other, scan_training
-from espace.data.split import Between, HeldOut, Part
-from espace.data.stream import Plan, Stream
+from espace.data.split import Between, HeldOut, Part, Sampled
+from espace.data.stream import Plan, Scoring, Stream
 from espace.data.table import Problems
 from espace.errors import ConfigError, DataError, NonFiniteError, RunError, did_you_mean
 from espace.evaluation import Judge, TermMeans
 from espace.model import Model
 from espace.plugins import Registry
 from espace.precision import default_precision
+from espace.probability import Probabilities
 from espace.report import Report
 from espace.runs import Run, artefact_of, config_file, load, new_folder, removed_if_empty, write_results, write_start
+from espace.scores import predictions
 
+See = Callable[[Probabilities, Batch], object]
 _PARTS = ("train", "validation", "test")
 _MAY_CHANGE = (
     "name",
     "trainer",
     "compile",
     "metrics",
+    "scores",
     "monitor",
     "mode",
     "patience",
@@ -76,11 +85,12 @@ _DATA_MAY_CHANGE = (
 
 @dataclass
 class Prepared:
-    """Data that was looked at: parts by name, what the scans found, the encoder."""
+    """Data that was looked at: parts by name, what the scans found, the encoder, what scores rows for the sampler."""
 
     parts: Mapping[str, Part]
     scans: Mapping[str, Scan]
     encoder: Encoder
+    scoring: Scoring | None = None
 
     def plan(self, config: Config) -> Plan:
         """The order of the training rows."""
@@ -233,30 +243,69 @@ def build_model_probe(config: Config, registry: Registry) -> Model:
 def prepare(config: Config, registry: Registry, report: Report) -> Prepared:
     """Open the files, learn vocabularies, count labels. Raises DataError with every reason not to train."""
     parts = open_parts(config, registry)
-    task = _task(config)
+    scorer = _scorer(config, registry)
+    task = _task(config, registry)
     scan, (tables, numbers) = scan_training(task, parts["train"], report.progress)
-    encoder = build_encoder(config, tables, numbers)
+    encoder = build_encoder(config, tables, numbers, task.limits)
+    scoring = None if scorer is None else _scoring(*scorer, encoder)
     scans = {"train": scan}
     for name in parts:
         if name != "train":
             scans[name] = scan_other(task, parts[name], encoder, report.progress)
     report.audit(config, build_objective(config, registry), scans)
-    _judge_scans(config, parts, scans, report)
-    return Prepared(parts, scans, encoder)
+    if line := sampling_of(config, registry):
+        report.warn(line)
+    _tell_scores(config, parts["train"], report)
+    _judge_scans(config, parts, scans, report, task.limits)
+    return Prepared(parts, scans, encoder, scoring)
 
 
-def _task(config: Config) -> Task:
+def _scorer(config: Config, registry: Registry) -> tuple[Run, str] | None:
+    """The run, and its stage, by whose probability the sampler goes. Raises RunError or ConfigError when there is none."""
+    scored_by: tuple[str, str] | None = getattr(build_sampler(config, registry), "scored_by", None)
+    if scored_by is None:
+        return None
+    folder, stage = scored_by
+    run = load(folder)
+    if stage not in run.model.chain.stages:
+        raise ConfigError(f"sampler: the chain of {folder} has no stage '{stage}'. Train a run that predicts it.")
+    return run, stage
+
+
+def _scoring(run: Run, stage: str, encoder: Encoder) -> Scoring:
+    """P(stage) of rows as `encoder` makes them. Raises ConfigError when those that the run reads are others."""
+    if run.encoder.inputs != encoder.inputs:
+        raise ConfigError(
+            f"sampler: {run.folder or 'the run'} reads other features than this experiment, or learnt them from other rows, so"
+            " it cannot score its batches. Train it with the same features and the same data.train."
+        )
+    return lambda batch: run.forward(batch).prob(stage).double().numpy()
+
+
+def _tell_scores(config: Config, train: Part, report: Report) -> None:
+    """Columns of scores that the training data lacks: it does without them, a prediction does not."""
+    found = [*train.reader.schema.names, *predictions(chain_of(config))]
+    for name, score in scores_of(config).items():
+        for column in score.columns:
+            if column not in found:
+                what = f"scores.{name}: the training data has no column '{column}', which a prediction needs."
+                report.warn(f"{what}{did_you_mean(column, found)}")
+
+
+def _task(config: Config, registry: Registry) -> Task:
     data = config.data
-    extras = extras_of(config)
-    return Task(features_of(config), chain_of(config), labels_of(config), data.violations, data.weight, extras)
+    chain, limits = chain_of(config), limits_of(config, registry)
+    return Task(features_of(config), chain, labels_of(config), data.violations, data.weight, extras_of(config), limits)
 
 
-def _judge_scans(config: Config, parts: Mapping[str, Part], scans: Mapping[str, Scan], report: Report) -> None:
-    chain, data = chain_of(config), config.data
+def _judge_scans(
+    config: Config, parts: Mapping[str, Part], scans: Mapping[str, Scan], report: Report, limits: Mapping[str, Limits]
+) -> None:
+    chain, data, labels = chain_of(config), config.data, labels_of(config)
     problems = [
         problem
         for name, scan in scans.items()
-        for problem in audit.errors(parts[name], scan, chain, labels_of(config), data.violations, data.allow_leaks)
+        for problem in audit.errors(parts[name], scan, chain, labels, data.violations, data.allow_leaks, limits)
     ]
     for name, scan in scans.items():
         for line in audit.warnings(parts[name], scan, chain):
@@ -267,8 +316,12 @@ def _judge_scans(config: Config, parts: Mapping[str, Part], scans: Mapping[str, 
 
 
 def _tell_rest(config: Config, parts: Mapping[str, Part], scans: Mapping[str, Scan], report: Report) -> None:
-    """Rows that a split by time gives to no part."""
-    split = config.data.split
+    """What data.share leaves of the training rows, and rows that a split by time gives to no part."""
+    split, share = config.data.split, config.data.share
+    if share < 1 and "train" in scans:
+        of = "" if split is None else ", validation rows not counted"
+        report.warn(f"data.share: training sees {scans['train'].tally.rows:,} rows, a share of {share:g}{of}.")
+        return
     if split is None or split.by is None or not {"train", "validation"} <= {*scans}:
         return
     rows = sum(p.rows for p in parts["train"].reader.pieces)
@@ -295,6 +348,9 @@ def open_parts(config: Config, registry: Registry, names: Sequence[str] = _PARTS
     split = config.data.split
     if split is not None and "train" in parts:
         parts = {**_split(config, parts["train"]), **{n: p for n, p in parts.items() if n == "test"}}
+    if config.data.share < 1 and "train" in parts:
+        train = parts["train"]
+        parts["train"] = replace(train, keep=Sampled(config.data.share, config.seed, train.keep))
     _check_columns(config, parts)
     return parts
 
@@ -369,14 +425,22 @@ def _is_first_rank() -> bool:
     return next((os.environ[n] for n in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if n in os.environ), "0") == "0"
 
 
-def evaluate(config: Config, run: Run, stream: Stream, device: str | torch.device = "cpu") -> Evaluated:
-    """Judge a run on a stream, by the metrics of `config`. Raises NonFiniteError for a prediction that is not finite."""
+def evaluate(
+    config: Config, run: Run, stream: Stream, device: str | torch.device = "cpu", see: See | None = None
+) -> Evaluated:
+    """Judge a run on a stream, by the metrics of `config`; `see` is shown every batch with its probabilities.
+
+    Raises NonFiniteError for a prediction that is not finite.
+    """
     objective = build_objective(config, run.registry)
     judge = build_judge(config, run.registry, objective, run.weighting.to(device)).to(device)
     run.model.to(device).eval()
     for batch in stream:
         batch = batch.to(device)
-        judge.update(run.forward(batch), batch, objective)
+        p = run.forward(batch)
+        judge.update(p, batch, objective)
+        if see is not None:
+            see(p, batch)
     return Evaluated(judge.compute(), judge.curves())
 
 
@@ -386,18 +450,21 @@ def build_judge(config: Config, registry: Registry, objective: Any, weighting: n
     return Judge(chain_of(config), spaces_of(config), build_metrics(config, registry), terms)
 
 
-def evaluate_run(run: Run, config: Config, name: str, report: Report) -> Evaluated:
-    """Evaluate a trained run on the part `name` of `config`'s data. Raises ConfigError when the model would be another."""
+def evaluate_run(run: Run, config: Config, name: str, report: Report, see: See | None = None) -> Evaluated:
+    """Evaluate a trained run on the part `name` of `config`'s data, `see` as in `evaluate`.
+
+    Raises ConfigError when the model would be another.
+    """
     for section in ("chain", "features", "embedding", "sharing", "link", "tower", "towers", "stages"):
         if getattr(config, section) != getattr(run.config, section):
             raise ConfigError(f"{section}: the run was trained with another one. Override data.* and metrics.* only.")
     parts = {name: _open_part(config, run.registry, name)}
     tables, numbers = run.encoder.tables, run.encoder.numbers
-    encoder = build_encoder(config, tables, numbers)
-    task = _task(config)
+    task = _task(config, run.registry)
+    encoder = build_encoder(config, tables, numbers, task.limits)
     scans = {name: scan_other(task, parts[name], encoder, report.progress)}
-    _judge_scans(config, parts, scans, report)
-    found = evaluate(config, run, Prepared(parts, scans, encoder).stream(config, name))
+    _judge_scans(config, parts, scans, report, task.limits)
+    found = evaluate(config, run, Prepared(parts, scans, encoder).stream(config, name), see=see)
     report.results(config, name, found.metrics)
     return found
 
@@ -423,7 +490,9 @@ class _Training:
         self.model = build_model(config, registry, prepared.encoder.layout)
         if config.compile:
             self.model.compile_towers(report.warn)
-        self.model.start_at(prepared.scans["train"].tally.outcomes)
+        tally = prepared.scans["train"].tally
+        amounts = {name: found.moments for name, found in tally.amounts.items()}
+        self.model.start_at(tally.starts(self.model.chain, self.model.joint), amounts)
 
     def run(self, resume: bool) -> bool:
         """Train. True on the rank that has to finish the run."""
@@ -488,9 +557,8 @@ class _Training:
         plan = self.prepared.plan(self.config)
         sampler = build_sampler(self.config, self.registry)
         part, encoder = self.prepared.parts["train"], self.prepared.encoder
-        train = Stream(
-            part, encoder, plan, training=True, sampling=sampler, workers=data.workers, keep=data.keep_encoded
-        )
+        train = Stream(part, encoder, plan, training=True, workers=data.workers, keep=data.keep_encoded)
+        train = replace(train, sampling=sampler, scoring=self.prepared.scoring)
         return DataModule(train, self.prepared.stream(self.config, "validation") if monitored else None)
 
     def _start(self) -> dict[str, Any]:

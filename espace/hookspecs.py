@@ -54,6 +54,11 @@ def register_stages(register: Register) -> None:
 
 
 @hookspec
+def register_pieces(register: Register) -> None:
+    """Add pieces of chain, built as `factory(*, options)`, which bring stages with their labels and kinds to a chain."""
+
+
+@hookspec
 def register_metrics(register: Register) -> None:
     """Add metrics, which judge one probability against its labels."""
 

@@ -157,10 +157,6 @@ class Training(pl.LightningModule):
         """Judge whole tables."""
         self.settle()
 
-    def on_validation_start(self) -> None:
-        """Judge whole tables."""
-        self.settle()
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Judge one batch."""
         self.judge.update(self.model(batch), batch, self.objective)

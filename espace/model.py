@@ -1,9 +1,9 @@
-"""The model: embedding -> sharing -> tower -> link -> head -> probabilities of the chain."""
+"""The model: embedding -> sharing -> tower -> link -> head -> probabilities and values of the chain."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,9 @@ class Model(nn.Module):
         sharing: `sharing(features) -> {transition: features}`, with `specs` per transition.
         towers: `{transition: tower}`, with `out_features`.
         link: `link({transition: (batch, width)}) -> the same`, with `widths` per transition.
-        kinds: `{transition: stage kind}` of those that are not the sigmoid, or softmax, of their logits.
+        kinds: `{transition: stage kind}` of those that are not the sigmoid, or softmax, of their logits, and of every value.
+        joint: stages whose head gives P(stage) over all impressions instead of P(stage given parent).
+        rates: `{transition: how often a sampler uses rows of each class}`; in eval mode probabilities are those without it.
 
     Attributes: `gates`, those of `sharing` that have something to weigh.
     """
@@ -41,9 +43,14 @@ class Model(nn.Module):
         towers: Mapping[str, nn.Module],
         link: Any,
         kinds: Mapping[str, nn.Module] | None = None,
+        joint: Collection[str] = (),
+        rates: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         self.chain = chain
+        self._rates = dict(rates or {})
+        self._correction = {name: [1 / rate for rate in found] for name, found in self._rates.items()}
+        self.joint = frozenset(joint)
         self.embeddings = nn.ModuleDict(embeddings)
         self.sharing = sharing
         self.towers = nn.ModuleDict(towers)
@@ -53,7 +60,7 @@ class Model(nn.Module):
         self._auxiliary: list[Any] = [m for m in parts if hasattr(type(m), "auxiliary_loss")]
         self.kinds = nn.ModuleDict(kinds or {})
         self._compiled: dict[str, Compiled] = {}
-        self.heads = nn.ModuleDict({t.name: nn.Linear(link.widths[t.name], self._logits(t)) for t in chain.transitions})
+        self.heads = nn.ModuleDict({t.name: nn.Linear(link.widths[t.name], self._logits(t)) for t in chain.heads})
 
     def _logits(self, transition: Transition) -> int:
         """How many numbers the head of a transition gives."""
@@ -75,7 +82,8 @@ class Model(nn.Module):
             next(iter(linked.values())).device.type, enabled=False
         ):  # a bfloat16 logit knows few numbers
             logits = {name: _widened(head, linked[name]) for name, head in self.heads.items()}
-        return Probabilities(self.chain, logits, dict(self.kinds.items()))
+        p = Probabilities(self.chain, logits, dict(self.kinds.items()), self.joint)
+        return p.reweighted(self._correction) if self._correction and not self.training else p
 
     def auxiliary_loss(self) -> Tensor | None:
         """What towers ask to be added to the loss of the batch just seen, (); None where none of them does."""
@@ -100,20 +108,41 @@ class Model(nn.Module):
             head.weight[:, :count] = 1.0
 
     @torch.no_grad()
-    def start_at(self, outcomes: Mapping[str, list[int]]) -> None:
+    def start_at(
+        self, outcomes: Mapping[str, list[int]], amounts: Mapping[str, tuple[float, float, float]] | None = None
+    ) -> None:
         """Set every head's bias to the log-odds of its base rates, so that step 1 already predicts the mean.
 
-        outcomes: `{transition: rows of each class among rows whose parent happened}`, the last being else or nothing.
+        outcomes: `{transition: rows of each class}`, the last being else or nothing, among the rows whose parent happened, or
+        among all where the head is joint; amounts: `{value: mean, variance and share of zeros}` where its parent happened.
         """
-        for name, counts in outcomes.items():
+        for name, counts in _after_sampling(self.chain, outcomes, self._rates).items():
             *named, nothing = counts
             kind = self._kind(name)
             if kind is None:
                 logits = [math.log((n + 1) / (nothing + 1)) for n in named]
             else:
                 logits = list(kind.start((named[0] + 1) / (named[0] + nothing + 2)))
-            head: Any = self.heads[name]
-            head.bias.copy_(torch.tensor(logits))
+            self._start_head(name, logits)
+        for amount, moments in (amounts or {}).items():
+            name = self.chain.value(amount).name
+            self._start_head(name, self._kind(name).start(*moments))
+
+    def _start_head(self, name: str, logits: list[float]) -> None:
+        head: Any = self.heads[name]
+        head.bias.copy_(torch.tensor(logits))
+
+
+def _after_sampling(
+    chain: Chain, outcomes: Mapping[str, Sequence[float]], rates: Mapping[str, Sequence[float]]
+) -> dict[str, Sequence[float]]:
+    """The counts of `Model.start_at` as they are, on average, in rows that were sampled with these rates."""
+    found, used = dict(outcomes), dict.fromkeys(chain.stages, 1.0)  # how often a row of a stage is used
+    for t in reversed(chain.transitions if rates else ()):
+        counts, each = outcomes[t.name], rates.get(t.name, [1.0] * len(t.classes))
+        found[t.name] = [n * rate * used.get(c or "", 1.0) for n, rate, c in zip(counts, each, t.classes, strict=True)]
+        used[t.parent] *= sum(found[t.name]) / sum(counts) if any(counts) else 1.0
+    return found
 
 
 def _widened(head: Any, vector: Tensor) -> Tensor:

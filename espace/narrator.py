@@ -49,10 +49,10 @@ class Narrator(pl.Callback):
         """A line."""
         if not trainer.is_global_zero:
             return
-        aucs = {n.split("/")[1]: v for n, v in module.told.items() if n.startswith("val/") and n.endswith("/auc")}
-        told = "  ".join(f"{n} {v:.4f}" for n, v in aucs.items())
         loss = module.told["val/loss"]
-        line = f"step {trainer.global_step:>6,}  validation loss {loss:.5f}  AUC: {told}"
+        line = f"step {trainer.global_step:>6,}  validation loss {loss:.5f}  AUC: {_told(module.told, 'auc')}"
+        if ginis := _told(module.told, "gini"):
+            line += f"  Gini: {ginis}"
         self.console.print(line, soft_wrap=True)  # one line in a log, however many probabilities there are
 
     def on_train_end(self, *_: Any) -> None:
@@ -67,3 +67,9 @@ class Narrator(pl.Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _told(metrics: Mapping[str, float], metric: str) -> str:
+    """One metric of every probability, or value, that has it."""
+    found = {n.split("/")[1]: v for n, v in metrics.items() if n.startswith("val/") and n.endswith(f"/{metric}")}
+    return "  ".join(f"{n} {v:.4f}" for n, v in found.items())

@@ -27,7 +27,7 @@ from espace import hookspecs
 from espace.errors import PluginError, did_you_mean
 from espace.signature import Option, accepts, options_of, place_of
 
-KINDS = ("towers", "sharing", "links", "objectives", "samplers", "weightings", "stages", "metrics", "readers")
+KINDS = ("towers", "sharing", "links", "objectives", "samplers", "weightings", "stages", "pieces", "metrics", "readers")
 BUILTIN = (
     "espace.towers.mlp",
     "espace.sharing.separate",
@@ -40,14 +40,24 @@ BUILTIN = (
     "espace.links.relation",
     "espace.objectives.entire_space",
     "espace.objectives.parent_space",
+    "espace.objectives.ordered",
     "espace.samplers.none",
+    "espace.samplers.negative_downsample",
+    "espace.samplers.oversample",
+    "espace.samplers.unclicked_negatives",
+    "espace.samplers.rejection",
     "espace.weightings.fixed",
     "espace.stages.binary",
+    "espace.stages.lognormal",
+    "espace.stages.ziln",
+    "espace.stages.gamma",
+    "espace.stages.normal",
     "espace.metrics.auc",
     "espace.metrics.log_loss",
     "espace.metrics.calibration",
     "espace.metrics.count",
     "espace.metrics.gauc",
+    "espace.metrics.value",
     "espace.data.readers",
     "espace.data.simulator",
 )

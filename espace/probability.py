@@ -4,26 +4,35 @@ Forward, the total probability over the parents u of a stage v, which exclude ea
 
     log P(v) = logsumexp_u( log P(u) + log P(v | u) )
 
-Backward from the target v, the other tail, with o over all outcomes of the transition at u that can lead to v:
+The other tail is that no edge into v is taken. Of a set E of edges that exclude each other, let u be the latest parent. Either
+u is not reached, or it is and another of its outcomes o happens:
 
-    log P(not v | u) = logsumexp_o( log P(o | u) + log P(not v | o) )
+    log P(none of E) = logsumexp( log P(none of E - edges of u + edges into u), log P(u) + logsumexp_o log P(o | u) )
 
-where log P(not v | o) is 0 for an outcome that cannot lead to v ("nothing" among them) and v itself is left out.
-On the chain of ESMM (Ma et al., SIGIR 2018) log P(conversion) is the logarithm of eq. (1), pCTR x pCVR.
+Stages behind the same u share what is not reached before it, so both tails of all stages of an ordinary chain take as many
+sums as it has transitions, each of positive numbers. A *joint* head gives P(v) itself: to all sums over the entire space its
+transition leaves the root. P(v | u) is then the ratio P(v) / P(u), which may exceed 1, and log P(not v | u) the logarithm of
+what is left of 1, -inf where nothing is. On the chain of ESMM (Ma et al., SIGIR 2018) log P(conversion) is the
+logarithm of eq. (1), pCTR x pCVR.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from espace.chain import Chain, Transition
+from espace.batch import Labels
+from espace.chain import Chain, Transition, Value
 from espace.errors import ChainError, did_you_mean
+
+Edges = frozenset[tuple[int, str]]  # (place of a transition in the chain, one of its classes)
 
 
 class Probabilities:
@@ -34,20 +43,36 @@ class Probabilities:
         logits: `{transition name: (batch, K)}` with one column per named outcome. Half precision is widened to float32.
         kinds: `{transition name: stage kind}` for transitions of one outcome that are not the sigmoid of their logit: called
             with (batch, kind.logits), gives log P(outcome given parent) and log P(not outcome given parent), (batch,) each.
+            And for every value, with `log_density(z, amounts)` and either `log_mean(z)` or `mean(z)`, (batch,) each.
+        joint: stages whose logits are those of P(stage) over all impressions instead of P(stage given parent).
 
-    Raises ChainError when a transition has no logits or theirs have another shape than (batch, K).
+    Raises ChainError when a transition or value has no logits or theirs have another shape than (batch, K), for a value
+    without a kind, and for a stage that cannot be joint.
     """
 
-    def __init__(self, chain: Chain, logits: Mapping[str, Tensor], kinds: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        logits: Mapping[str, Tensor],
+        kinds: Mapping[str, Any] | None = None,
+        joint: Collection[str] = (),
+    ) -> None:
         self.chain = chain
-        self._steps = {t: _log_classes(t, logits, (kinds or {}).get(t.name)) for t in chain.transitions}
+        self.joint = frozenset(joint)
+        for stage in joint:
+            if problem := chain.why_not_joint(stage):
+                raise ChainError(f"joint head: {problem}")
+        kinds = kinds or {}
+        self._steps = {t: _log_classes(t, logits, kinds.get(t.name)) for t in chain.transitions}
+        self._amounts = {v.amount: _kind_and_logits(v, logits, kinds) for v in chain.values}
+        self._places = {t: place for place, t in enumerate(chain.transitions)}
         first = chain.transitions[0]
         self._certain = torch.zeros_like(self._steps[first][first.outcomes[0]])  # (batch,), log of 1
         self._reach: dict[tuple[str, str], Tensor] = {}
-        self._miss: dict[tuple[str, str], Tensor] = {}
+        self._none: dict[tuple[Edges, str], Tensor | None] = {}
 
     def log_prob(self, stage: str, given: str | None = None) -> Tensor:
-        """log P(stage), or log P(stage given an earlier stage): (batch,).
+        """log P(stage), or log P(stage given an earlier stage): (batch,). That of a ratio of two heads may be above 0.
 
         Raises ChainError for an unknown name, or when `given` does not come before `stage`.
         """
@@ -55,23 +80,89 @@ class Probabilities:
         return self._log_reach(stage, start)
 
     def log_not_prob(self, stage: str, given: str | None = None) -> Tensor:
-        """log P(not stage), or log P(not stage given an earlier stage): (batch,). Raises as `log_prob`."""
+        """log P(not stage), or log P(not stage given an earlier stage): (batch,). Raises as `log_prob`.
+
+        -inf, with no gradient, where a ratio of two heads is 1 or more.
+        """
         start = self._start(stage, given)
         if start == stage:
             raise ChainError(f"log_not_prob: '{stage}' given '{stage}' is certain, so its complement has no logarithm.")
-        return self._log_miss(start, stage)
+        if self._is_ratio(stage, start):
+            return _log_rest(self._log_reach(stage, start))
+        log_p = self._log_none(self._edges_into(stage, start), start)
+        assert log_p is not None  # every transition has a class besides `stage`
+        return log_p
 
     def logit(self, stage: str, given: str | None = None) -> Tensor:
-        """log P - log(1 - P), finite and exact in both tails: (batch,). Raises as `log_prob`."""
+        """log P - log(1 - P), finite and exact in both tails: (batch,); inf where a ratio of two heads is 1 or more. Raises as
+        `log_prob`."""
         return self.log_prob(stage, given) - self.log_not_prob(stage, given)
 
     def prob(self, stage: str, given: str | None = None) -> Tensor:
         """P(stage), or P(stage given an earlier stage): (batch,). Raises as `log_prob`."""
         return self.log_prob(stage, given).exp()
 
+    def value(self, amount: str, given: str | None = None) -> Tensor:
+        """E[amount], 0 where its parent does not happen, or E[amount given an earlier stage]: (batch,).
+
+        E[amount] = P(parent) E[amount given parent], the product taken in log space where the amount is positive.
+        Raises ChainError for an unknown value, or when `given` is neither its parent nor before that.
+        """
+        log_p = self.log_prob(self.chain.value(amount).parent, given)
+        kind, z = self._amounts[amount]
+        expected: Tensor = (log_p + kind.log_mean(z)).exp() if hasattr(kind, "log_mean") else log_p.exp() * kind.mean(z)
+        return expected
+
+    def log_density(self, amount: str, observed: Tensor) -> Tensor:
+        """log p(observed given parent), of an atom the logarithm of its probability: (batch,).
+
+        observed: (batch,), NaN where there is none; there the result is 0, and so is its gradient.
+        """
+        self.chain.value(amount)
+        kind, z = self._amounts[amount]
+        rows = (~observed.isnan()).nonzero().squeeze(1)
+        found = kind.log_density(z.index_select(0, rows), observed.index_select(0, rows).to(z.dtype))
+        return z.new_zeros(len(z)).index_add(0, rows, found)
+
+    def reweighted(self, rates: Mapping[str, Sequence[float]]) -> Probabilities:
+        """Those of the same rows when each counts with the product of the rates of the classes that it takes.
+
+        With W(u), what a row at u counts for on average below u, and w(c) the rate of class c of the transition at u:
+
+            P'(c | u) = P(c | u) w(c) W(c) / sum of the same over its classes     W(u) = product of these sums over transitions
+
+        rates: `{transition name: (K + 1) positive numbers}`, the last for else or nothing; 1 where there are none. No stage may
+        be joint. Transitions from which nothing leads to a rate stay as they are to the bit.
+        """
+        found = copy.copy(self)
+        found._steps, found._reach, found._none = dict(self._steps), {}, {}
+        log_w: dict[str | None, Tensor] = {}  # of stages below which a row counts for something else than 1
+        for t in reversed(self.chain.transitions):
+            log_rates = [math.log(rate) for rate in rates.get(t.name, [1.0] * len(t.classes))]
+            if any(log_rates) or any(c in log_w for c in t.children):
+                weighted = [
+                    log_p + log_rate + log_w.get(c, 0.0)
+                    for (c, log_p), log_rate in zip(self._steps[t].items(), log_rates, strict=True)
+                ]
+                found._steps[t] = dict(zip(t.classes, _normalised(weighted), strict=True))
+                log_w[t.parent] = _log_sum(weighted) + log_w.get(t.parent, 0.0)
+        return found
+
     def log_nothing(self, transition: Transition) -> Tensor:
         """log P(none of the named outcomes given the parent), the last class of a transition: (batch,)."""
+        if self._is_joint(transition):
+            return self.log_not_prob(transition.outcomes[0], transition.parent)
         return self._steps[transition][transition.otherwise]
+
+    def is_ratio(self, stage: str, given: str | None = None) -> bool:
+        """Whether P(stage given ...) is a ratio of two heads, which may exceed 1. Raises as `log_prob`."""
+        return self._is_ratio(stage, self._start(stage, given))
+
+    def _is_ratio(self, stage: str, start: str) -> bool:
+        return start != self.chain.root and bool(self.chain.between(self.joint, stage, start))
+
+    def _is_joint(self, transition: Transition) -> bool:
+        return transition.outcomes[0] in self.joint
 
     def _start(self, stage: str, given: str | None) -> str:
         self.chain.check(stage)
@@ -86,35 +177,45 @@ class Probabilities:
 
     def _log_reach(self, stage: str, start: str) -> Tensor:
         """log P(stage given start), forward over the parents that `start` leads to."""
+        if stage == start:
+            return self._certain
         if (stage, start) not in self._reach:
-            if stage == start:
-                self._reach[stage, start] = self._certain
-            else:
-                arrivals = (t for t in self.chain.arrivals(stage) if self.chain.leads(start, t.parent))
-                self._reach[stage, start] = _log_sum(
-                    [
-                        self._steps[t][stage]
-                        if t.parent == start
-                        else self._log_reach(t.parent, start) + self._steps[t][stage]
-                        for t in arrivals
-                    ]
-                )
+            arrivals = (t for t in self.chain.arrivals(stage) if self.chain.leads(start, t.parent))
+            self._reach[stage, start] = _log_sum([self._log_arrival(t, stage, start) for t in arrivals])
         return self._reach[stage, start]
 
-    def _log_miss(self, start: str, target: str) -> Tensor:
-        """log P(not target given start), backward over the one transition at `start` that can lead to `target`."""
-        if (start, target) not in self._miss:
-            step = next(t for t in self.chain.departures(start) if any(self.chain.leads(c, target) for c in t.children))
-            self._miss[start, target] = _log_sum(
-                [
-                    log_p + self._log_miss(outcome, target)
-                    if outcome is not None and self.chain.leads(outcome, target)
-                    else log_p
-                    for outcome, log_p in self._steps[step].items()
-                    if outcome != target
-                ]
-            )
-        return self._miss[start, target]
+    def _log_arrival(self, transition: Transition, stage: str, start: str) -> Tensor:
+        """log P(stage is reached through transition, given start)."""
+        parent, log_p = transition.parent, self._steps[transition][stage]
+        if self._is_joint(transition):
+            if start == self.chain.root:
+                return log_p
+            log_p = log_p - self._log_reach(parent, self.chain.root)
+        return self._after(parent, start, log_p)
+
+    def _after(self, parent: str, start: str, log_p: Tensor) -> Tensor:
+        """log P(parent given start) + log_p."""
+        return log_p if parent == start else self._log_reach(parent, start) + log_p
+
+    def _edges_into(self, stage: str, start: str) -> Edges:
+        """The ways into `stage` on which `start` lies."""
+        arrivals = self.chain.arrivals(stage)
+        return frozenset((self._places[t], stage) for t in arrivals if self.chain.leads(start, t.parent))
+
+    def _log_none(self, edges: Edges, start: str) -> Tensor | None:
+        """log P(none of `edges`, which exclude each other, is taken given start); None where one of them has to be."""
+        if (edges, start) not in self._none:
+            place, _ = max(edges)
+            latest = self.chain.transitions[place]
+            parent = self.chain.root if self._is_joint(latest) else latest.parent
+            others = [log_p for outcome, log_p in self._steps[latest].items() if (place, outcome) not in edges]
+            terms = [self._after(parent, start, _log_sum(others))] if others else []
+            if parent != start:
+                before = frozenset(e for e in edges if e[0] != place) | self._edges_into(parent, start)
+                log_p = self._log_none(before, start)
+                terms += [] if log_p is None else [log_p]
+            self._none[edges, start] = _log_sum(terms) if terms else None
+        return self._none[edges, start]
 
 
 def _log_classes(transition: Transition, logits: Mapping[str, Tensor], kind: Any) -> dict[str | None, Tensor]:
@@ -122,14 +223,8 @@ def _log_classes(transition: Transition, logits: Mapping[str, Tensor], kind: Any
 
     `log_softmax([z_1 .. z_K, 0])`, for one outcome a sigmoid, unless a stage kind says otherwise.
     """
-    if transition.name not in logits:
-        raise ChainError(f"logits: none for '{transition.name}'.{did_you_mean(transition.name, logits)}")
-    z = logits[transition.name]  # (batch, K)
     count = len(transition.outcomes) if kind is None else kind.logits
-    if z.dim() != 2 or z.shape[1] != count:
-        raise ChainError(f"logits: '{transition.name}' has shape {tuple(z.shape)}; it has to be (batch, {count}).")
-    if z.dtype not in (torch.float32, torch.float64):
-        z = z.float()
+    z = _logits_of(transition.name, logits, count)
     if kind is not None:
         both = list(kind(z))
     elif count == 1:
@@ -137,6 +232,38 @@ def _log_classes(transition: Transition, logits: Mapping[str, Tensor], kind: Any
     else:
         both = list(F.log_softmax(F.pad(z, (0, 1)), dim=1).unbind(1))
     return dict(zip(transition.classes, both, strict=True))
+
+
+def _log_rest(log_p: Tensor) -> Tensor:
+    """log(1 - p) of log p, (batch,), to the precision of log p; -inf where p is 1 or more."""
+    safe = log_p.where(log_p < 0, torch.full_like(log_p, -1.0))  # its gradient is finite on the rows that are not used
+    near, far = torch.log(-torch.expm1(safe)), torch.log1p(-torch.exp(safe.clamp(max=-0.1)))
+    return near.where(safe > -math.log(2), far).where(log_p < 0, torch.full_like(log_p, -torch.inf))
+
+
+def _kind_and_logits(value: Value, logits: Mapping[str, Tensor], kinds: Mapping[str, Any]) -> tuple[Any, Tensor]:
+    """How an amount is distributed, and the numbers that say it: (batch, kind.logits)."""
+    if value.name not in kinds:
+        raise ChainError(f"kinds: none for the value '{value.name}'.{did_you_mean(value.name, kinds)}")
+    return kinds[value.name], _logits_of(value.name, logits, kinds[value.name].logits)
+
+
+def _logits_of(name: str, logits: Mapping[str, Tensor], count: int) -> Tensor:
+    """(batch, count), float32 or float64."""
+    if name not in logits:
+        raise ChainError(f"logits: none for '{name}'.{did_you_mean(name, logits)}")
+    z = logits[name]
+    if z.dim() != 2 or z.shape[1] != count:
+        raise ChainError(f"logits: '{name}' has shape {tuple(z.shape)}; it has to be (batch, {count}).")
+    return z if z.dtype in (torch.float32, torch.float64) else z.float()
+
+
+def _normalised(log_weights: list[Tensor]) -> list[Tensor]:
+    """log of shares that add up to 1, (batch,) each; of two exact in both tails."""
+    if len(log_weights) == 2:
+        z = log_weights[0] - log_weights[1]
+        return [F.logsigmoid(z), F.logsigmoid(-z)]
+    return list(F.log_softmax(torch.stack(log_weights, dim=1), dim=1).unbind(1))
 
 
 def _log_sum(terms: list[Tensor]) -> Tensor:
@@ -152,7 +279,8 @@ def _log_sum(terms: list[Tensor]) -> Tensor:
 class Scored:
     """Predictions of one probability beside its labels, on the rows of one space only: what a metric judges.
 
-    log_prob, log_not_prob: (rows,) float; labels: (rows,) float32, 0 or 1; weights: (rows,) float32;
+    log_prob, log_not_prob: (rows,) float; labels: (rows,) float32, 0 or 1; weights: (rows,) float32. Where a ratio of two
+    heads exceeds 1, log_prob is above 0, and log_not_prob log(1e-7), the least that a ratio leaves.
     extras: other columns of those rows by name, (rows,), such as group keys (int64); made: what one metric has made of them
     and another can use.
     """
@@ -163,6 +291,19 @@ class Scored:
     weights: Tensor
     extras: Mapping[str, Tensor]
     made: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class ScoredValue:
+    """Expectations of one value beside its amounts, on the rows of one space only: what a metric of values judges.
+
+    predicted: (rows,) float; labels: (rows,) float32, the amounts; weights and extras: as in `Scored`.
+    """
+
+    predicted: Tensor
+    labels: Tensor
+    weights: Tensor
+    extras: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -178,3 +319,38 @@ class Term:
     loss: str
     rows: str
     divisor: str
+
+
+class ValueTerms:
+    """The loss terms of the values of a chain, for an objective to add to its own: -log p(amount given parent).
+
+    Args:
+        chain: the chain.
+        divide_by: "rows", those in which the parent happened and the amount is known, or "impressions", all rows.
+
+    Attributes: `terms`, `{name: Term}`, none for a chain without values.
+    """
+
+    def __init__(self, chain: Chain, divide_by: Literal["rows", "impressions"] = "rows") -> None:
+        self.divide_by = divide_by
+        self._values = {f"{v.amount}_given_{v.parent}" if v.parent != chain.root else v.amount: v for v in chain.values}
+        self.terms = {name: self._describe(v, v.parent == chain.root) for name, v in self._values.items()}
+
+    def _describe(self, value: Value, start: bool) -> Term:
+        return Term(
+            stages=(value.amount,),
+            given=None if start else value.parent,
+            loss=f"-log p({value.amount} given {value.parent})",
+            rows=f"{'all impressions' if start else f'rows with {value.parent} = 1'}, {value.amount} known",
+            divisor="the same rows" if self.divide_by == "rows" else "all impressions",
+        )
+
+    def __call__(self, p: Probabilities, labels: Labels) -> dict[str, tuple[Tensor, Tensor]]:
+        """{term: (loss of each row (batch,), 1 where the row counts in the divisor (batch,))}."""
+        found = {}
+        for name, value in self._values.items():
+            observed = labels.amount(value.amount, given=value.parent)
+            known = (~observed.isnan()).float()
+            rows = known if self.divide_by == "rows" else torch.ones_like(known)
+            found[name] = (-p.log_density(value.amount, observed), rows)
+        return found

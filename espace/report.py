@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from espace.build import chain_of, labels_of, spaces_of, term_weights
+from espace.chain import Value
 from espace.config import Config
 from espace.data.scan import Scan
+from espace.data.tally import Tally
 from espace.model import Model
 
 Curves = Mapping[str, Mapping[str, Mapping[str, list[float]]]]
+Points = Sequence[tuple[float, float]]  # mean and half the width of its interval
 _COLUMNS = {
     "rows": "rows",
     "positives": "positives",
@@ -28,6 +31,8 @@ _COLUMNS = {
     "log_loss": "log-loss",
     "normalized_entropy": "NE",
     "predicted_over_observed": "pred./obs.",
+    "mae": "MAE",
+    "gini": "Gini",
 }
 _PLAIN_WIDTH = 140  # of output that goes to a file or a pipe
 _ABBREVIATIONS = {
@@ -50,6 +55,10 @@ class Report:
     def warn(self, text: str) -> None:
         """A line that asks for attention."""
         self._tell(("Note:", "yellow"), f" {text}")
+
+    def tell(self, text: str) -> None:
+        """A line, or several, as they are."""
+        self._tell(text)
 
     def _tell(self, *parts: str | tuple[str, str]) -> None:
         """A line of text, each part as it is or in a style, which no console wraps: paths in it can be copied."""
@@ -120,6 +129,14 @@ class Report:
         for part, spaces in curves.items():
             _draw_calibration(spaces, folder / "figures" / f"calibration_{part}.png")
 
+    def shares(self, target: Path, metric: str, shares: Sequence[float], lines: Mapping[str, Points]) -> None:
+        """A metric of several variants over the shares of the training rows, with intervals."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _draw_shares(metric, shares, lines, target)
+
     def finished(self, folder: Path) -> None:
         """Where everything went and what to do with it."""
         self._tell(
@@ -153,7 +170,17 @@ def _stages_table(config: Config, scans: Mapping[str, Scan]) -> Table:
                 f"{tally.unknown:,}",
                 f"{broken:,}",
             )
+        for value in chain.values:
+            table.add_row("", *_amount_cells(value, labels[value.amount], scan.tally))
     return table
+
+
+def _amount_cells(value: Value, label: str, tally: Tally) -> list[str]:
+    """A line of the table of labels: positives are amounts other than 0."""
+    found, broken = tally.amounts[value.amount], sum(tally.violations.get(n, 0) for n in (value.amount, value.name))
+    mean = f"mean {found.mean:,.6g}" if found.known else "-"
+    counts = (f"{found.known:,}", f"{found.known - found.zeros:,}")
+    return [value.amount, label, *counts, "", mean, f"{found.unknown:,}", f"{broken:,}"]
 
 
 def _terms_table(config: Config, objective: Any, scan: Scan) -> Table:
@@ -162,10 +189,13 @@ def _terms_table(config: Config, objective: Any, scan: Scan) -> Table:
     for name in ("term", "judged on", "rows", "positives", "divided by", "weight"):
         _add_column(table, name, text=name not in ("rows", "positives", "weight"))
     for name, term in objective.terms.items():
-        tallies = [scan.tally.stages[s] for s in term.stages]
-        rows = tallies[0].known if term.given is None else tallies[0].reached
-        positives = sum(t.positives for t in tallies)
-        table.add_row(name, term.rows, f"{rows:,}", f"{positives:,}", term.divisor, f"{weights[name]:g}")
+        if term.stages[0] in scan.tally.amounts:
+            rows, positives = scan.tally.amounts[term.stages[0]].known, ""
+        else:
+            tallies = [scan.tally.stages[s] for s in term.stages]
+            rows = tallies[0].known if term.given is None else tallies[0].reached
+            positives = f"{sum(t.positives for t in tallies):,}"
+        table.add_row(name, term.rows, f"{rows:,}", positives, term.divisor, f"{weights[name]:g}")
     return table
 
 
@@ -196,6 +226,8 @@ def _number(name: str, value: float) -> str:
         return "-"
     if name in ("rows", "positives") or name.endswith("_groups"):
         return f"{value:,.0f}"
+    if name == "mae":
+        return f"{value:,.5g}"
     return f"{value:.3f}" if name == "predicted_over_observed" else f"{value:.4f}"
 
 
@@ -239,7 +271,8 @@ def _draw_learning(metrics: Path, target: Path) -> None:
     from matplotlib import pyplot as plt
 
     found = _read_metrics(metrics)
-    figure, (losses, aucs) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    height = max(4.0, 0.2 * sum(name.endswith("/auc") for name in found))  # of a legend with a line for each
+    figure, (losses, aucs) = plt.subplots(1, 2, figsize=(11, height), constrained_layout=True)
     for name, (steps, values) in found.items():
         if name in ("train/loss", "val/loss"):
             losses.plot(steps, values, marker="o" if name.startswith("val") else None, label=name)
@@ -298,5 +331,25 @@ def _draw_calibration(spaces: Mapping[str, Mapping[str, list[float]]], target: P
             plot.plot(*zip(*pairs, strict=True), marker="o", markersize=4)
         plot.set(title=space, xlabel="predicted", ylabel="observed")
         plot.title.set_fontsize(9)
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
+
+
+def _draw_shares(metric: str, shares: Sequence[float], lines: Mapping[str, Points], target: Path) -> None:
+    """A line for each variant; with one share a point for each."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.4), constrained_layout=True)
+    for number, (name, points) in enumerate(lines.items()):
+        means, halves = zip(*points, strict=True)
+        places = shares if len(shares) > 1 else [number]
+        errors = [0 if math.isnan(half) else half for half in halves]
+        axes.errorbar(places, means, yerr=errors, marker="o", markersize=4, capsize=3, linewidth=1.2, label=name)
+    if len(shares) > 1:
+        axes.set_xlabel("share of the training rows")
+        axes.legend(fontsize=8)
+    else:
+        axes.set_xticks(range(len(lines)), list(lines), rotation=30 if len(lines) > 6 else 0)
+    axes.set(title=metric, ylabel=f"{metric}, test")
     figure.savefig(target, dpi=120)
     plt.close(figure)

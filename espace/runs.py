@@ -19,11 +19,12 @@ from torch import nn
 
 import espace.config as configuration
 from espace.batch import Batch
-from espace.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once
+from espace.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
 from espace.checkpoint import read_checkpoint
 from espace.config import Config
 from espace.data.encode import Encoder, learnt_from_state
 from espace.data.readers import Reader
+from espace.data.table import Columns
 from espace.data.vocabulary import Vocabulary
 from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model import Model
@@ -31,6 +32,7 @@ from espace.plugins import Registry
 from espace.plugins import load as load_plugins
 from espace.precision import autocast, default_precision
 from espace.probability import Probabilities
+from espace.scores import Numbers, predictions
 
 PACKAGES = (
     "espace",
@@ -67,7 +69,7 @@ class Run:
     """A trained model with its encoder: from a run folder, or from a checkpoint file alone.
 
     Attributes: config, registry, encoder, model (in eval mode), weighting (of the loss terms), folder (None for a lone
-    checkpoint).
+    checkpoint), scores (by name).
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Run:
         self.model = model
         self.weighting = weighting
         self.folder = folder
+        self.scores = scores_of(config)
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Probabilities:
@@ -95,14 +98,24 @@ class Run:
         return probabilities
 
     def predict(self, table: pa.Table | Any) -> pa.Table:
-        """Every probability of every row, `p_<stage>` and `p_<stage>_given_<parent>`, float64, rows in the order of `table`.
+        """Every probability of every row, `p_<stage>` and `p_<stage>_given_<parent>`, and every score, `score_<name>`, float64,
+        rows in the order of `table`. A score is null where a column that decides it is missing.
 
         `table` is a pyarrow Table, or anything with columns that pyarrow takes (a pandas DataFrame, a dict of lists).
-        Raises DataError for a missing column or a value that cannot be read.
+        Raises DataError for a missing column or a value that cannot be read, NonFiniteError for a score that is undefined.
         """
         table = _as_table(table)
-        check_columns("the table", self.encoder.columns(labels=False), table.column_names, _READ)
+        self._check_input("the table", table.column_names)
         return self._predict(table, "the table")
+
+    def _check_input(self, where: str, found: Sequence[str]) -> None:
+        """Raise DataError naming every column that the model or a score reads and the input lacks."""
+        check_columns(where, self.encoder.columns(labels=False), found, _READ)
+        for name, score in self.scores.items():
+            check_columns(where, score.columns, found, f"which scores.{name} reads")
+
+    def _input_columns(self) -> list[str]:
+        return [*self.encoder.columns(labels=False), *(c for score in self.scores.values() for c in score.columns)]
 
     def _predict(self, table: pa.Table, where: str) -> pa.Table:
         """Some rows at a time, so that memory is bounded."""
@@ -114,11 +127,26 @@ class Run:
         p = self.forward(self.encoder.encode(table, where, labels=False, first=first))
         addresses = self.model.chain.addresses
         columns = {f"p_{n}": p.log_prob(*address).double().exp().numpy() for n, address in addresses.items()}
+        expectations = self.model.chain.expectations
+        columns |= {f"e_{n}": p.value(*address).double().numpy() for n, address in expectations.items()}
         for name, values in columns.items():
             if not np.isfinite(values).all():
                 row = first + int(np.isfinite(values).argmin())
-                raise NonFiniteError(f"{where}, row {row}: {name} is NaN. Look for huge numbers among its features.")
-        return pa.table(columns)
+                raise NonFiniteError(
+                    f"{where}, row {row}: {name} is not finite. Look for huge numbers among its features."
+                )
+        return pa.table(columns | self._scored(columns, table, where, first))
+
+    def _scored(self, predicted: Mapping[str, Numbers], table: pa.Table, where: str, first: int) -> dict[str, pa.Array]:
+        """`{score_<name>: its values}`, null where a column that decides one is missing."""
+        get, mend = Columns(table, where, np.arange(first, first + table.num_rows)), "Mend the column, or the score."
+        names, wanted = predictions(self.model.chain), {read for score in self.scores.values() for read in score.reads}
+        given = {r: get.numbers(r.name, mend) if r.column else predicted[names[r.name]] for r in wanted}
+        found = {}
+        for name, score in self.scores.items():
+            values = score.values(given, table.num_rows, f"score_{name}", where, first)
+            found[f"score_{name}"] = pa.array(values, mask=np.isnan(values))
+        return found
 
     def predict_file(self, reader: Reader, out: Path, keep: Sequence[str] | None = None) -> Iterator[int]:
         """Stream predictions of all rows of `reader` to a Parquet file, in their order, beside the columns in `keep` (None:
@@ -128,7 +156,7 @@ class Run:
         """
         names, sources = reader.schema.names, {Path(piece.source).resolve() for piece in reader.pieces}
         keep = list(dict.fromkeys(names if keep is None else keep))
-        check_columns(reader.pieces[0].source, self.encoder.columns(labels=False), names, _READ)
+        self._check_input(reader.pieces[0].source, names)
         check_columns(reader.pieces[0].source, keep, names, "which --keep names")
         if out.is_dir() or out.resolve() in sources:
             what = "a folder" if out.is_dir() else "a file that is read"
@@ -156,8 +184,8 @@ class Run:
             partial.unlink(missing_ok=True)
 
     def _predict_piece(self, reader: Reader, piece: Any, keep: Sequence[str]) -> pa.Table:
-        """The kept columns of a piece, those of `--keep` in its order, and its probabilities, which replace old ones."""
-        table = reader.read(piece, list(dict.fromkeys([*keep, *self.encoder.columns(labels=False)])))
+        """The kept columns of a piece, those of `--keep` in its order, and its predictions, which replace old ones."""
+        table = reader.read(piece, list(dict.fromkeys([*keep, *self._input_columns()])))
         predicted = self._predict(table, str(piece))
         kept = table.select([c for c in keep if c not in predicted.column_names])
         for name in predicted.column_names:

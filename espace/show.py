@@ -12,11 +12,15 @@ from espace.build import (
     build_objective,
     chain_of,
     features_of,
+    joint_of,
     kind_of,
     labels_of,
     layout_without_data,
+    sampling_of,
+    scores_of,
     tower_of,
 )
+from espace.config.schema import EXPERT
 from espace.config.validate import describe as describe_type
 from espace.config.yamlfile import show
 from espace.data.columns import FEATURE_TYPES
@@ -28,13 +32,17 @@ from espace.plugins import load as load_plugins
 
 
 def describe(experiment: Experiment) -> str:
-    """Chain, equations, loss terms, modules with widths and parameter counts, and a mermaid drawing."""
+    """Chain as text and drawing, equations with rows and labels, loss terms, modules with widths and parameter counts."""
     config, chain = experiment.config, chain_of(experiment.config)
+    sampling = sampling_of(config, experiment.registry)
     parts = [
         ("Chain", chain.lines()),
+        ("Drawing", chain.tree().splitlines()),
         ("Labels", [f"{stage}: column {column}" for stage, column in labels_of(config).items()]),
-        ("Probabilities", list(chain.formulas(_kinds(experiment)).values())),
+        ("Probabilities", _probabilities(experiment)),
         ("Loss terms", _terms(experiment)),
+        *([("Sampler", [sampling.removeprefix("sampler: ")])] if sampling else []),
+        *([("Scores", _scores(experiment))] if config.scores else []),
         ("Features", _features(experiment)),
         ("Modules", _modules(experiment)),
         ("Drawing (mermaid)", chain.mermaid().splitlines()),
@@ -42,8 +50,26 @@ def describe(experiment: Experiment) -> str:
     return "\n\n".join("\n".join([title, *(f"    {line}" for line in lines)]) for title, lines in parts)
 
 
+def _probabilities(experiment: Experiment) -> list[str]:
+    """Each formula, and below it the rows that it speaks of and the label columns that tell them and the outcome."""
+    chain, columns = chain_of(experiment.config), labels_of(experiment.config)
+    joint = joint_of(experiment.config)
+    formulas, lines = chain.formulas(_kinds(experiment), joint), []
+    for name, (stage, given) in chain.addresses.items():
+        needed = {*chain.sources(stage), *chain.sources(given or chain.root)}
+        labels = [column for s, column in columns.items() if s in needed]
+        rows = f"rows with {given} = 1" if given else "all rows"
+        rows += ", a ratio of two heads that may exceed 1" if given and stage in joint else ""
+        lines += [formulas[name], f"    {rows}; label{'s' if len(labels) > 1 else ''} {', '.join(labels)}"]
+    for name, (amount, given) in chain.expectations.items():
+        labels = [column for s, column in columns.items() if s in (amount, *chain.sources(chain.value(amount).parent))]
+        rows = f"rows with {given} = 1" if given else "all rows"
+        lines += [formulas[name], f"    {rows}; labels {', '.join(labels)}"]
+    return lines
+
+
 def _kinds(experiment: Experiment) -> dict[str, str]:
-    found = {t.name: kind_of(experiment.config, t) for t in chain_of(experiment.config).transitions}
+    found = {t.name: kind_of(experiment.config, t) for t in chain_of(experiment.config).heads}
     return {name: kind.type for name, kind in found.items() if kind is not None}
 
 
@@ -53,6 +79,15 @@ def _terms(experiment: Experiment) -> list[str]:
         f"{name}: mean of {term.loss}; on {term.rows}; divided by {term.divisor}"
         for name, term in objective.terms.items()
     ]
+
+
+def _scores(experiment: Experiment) -> list[str]:
+    """Each formula, and below it what it reads."""
+    lines = []
+    for name, score in scores_of(experiment.config).items():
+        read = [f"column {r.name}" if r.column else f"prediction {r.name}" for r in score.reads]
+        lines += [f"score_{name} = {' '.join(score.text.split())}", f"    {', '.join(read)}"]
+    return lines
 
 
 def _features(experiment: Experiment) -> list[str]:
@@ -70,8 +105,9 @@ def _modules(experiment: Experiment) -> list[str]:
     extra = embedding.spec.extra_width
     more = f" and {extra} numbers that towers asked for" if extra else ""
     lines = [f"embedding of width {width}{more}: rows known once the data is read, {copies}" for width in layout.rows]
-    lines.append(f"sharing {config.sharing.type}: {_count(model.sharing):,} parameters")
-    for transition in chain.transitions:
+    experts = f" of experts {config.sharing.expert.type}" if config.sharing.expert else ""
+    lines.append(f"sharing {config.sharing.type}{experts}: {_count(model.sharing):,} parameters")
+    for transition in chain.heads:
         name = transition.name
         tower: Any = model.towers[name]
         head: Any = model.heads[name]
@@ -108,4 +144,6 @@ def _entry(entry: Entry) -> str:
     for option in entry.options:
         default = "required" if option.required else f"default {show(option.default)}"
         lines.append(f"      {option.name}: {describe_type(option.annotation)}; {default}")
+    if entry.has_expert:
+        lines.append(f"      expert: a tower; default {show(EXPERT)}")
     return "\n".join(lines)

@@ -30,6 +30,7 @@ import yaml
 from typer.testing import CliRunner
 
 from espace.cli import app
+from espace.comparison import Comparison
 from espace.experiment import Experiment
 from tests.shop import Shop, rows
 
@@ -68,6 +69,11 @@ class Block:
     def is_experiment(self) -> bool:
         """Whether a YAML block is a whole experiment."""
         return {"chain", "data"} <= set(yaml.safe_load(self.text))
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether a YAML block compares variants of an experiment."""
+        return {"base", "variants"} <= set(yaml.safe_load(self.text))
 
     def commands(self) -> Iterator[tuple[list[str], int]]:
         """The words of every command of a shell block, and the exit code that a comment `# exit code 2` promises."""
@@ -178,7 +184,7 @@ class Reader:
             whole = block.is_experiment
             text = block.text if whole else yaml.safe_dump(merged(BASE, yaml.safe_load(block.text)))
             (self.folder / name).write_text(text)
-        Experiment.from_yaml(self.folder / name)
+        (Comparison if block.is_comparison else Experiment.from_yaml)(self.folder / name)
 
     def _command(self, words: list[str], promised: int) -> None:
         if words[0].removeprefix(".venv/bin/") == "espace":
@@ -211,8 +217,9 @@ def _shapes(text: str) -> set[str]:
 def _cut(words: list[str]) -> list[str]:
     """Overrides that make the parts of an experiment small when the simulator draws them."""
     file = next((w for w in words[1:] if w.endswith((".yaml", ".yml"))), None)
-    if words[0] not in ("fit", "check") or file is None or not Path(file).exists():
+    if words[0] not in ("fit", "check", "compare") or file is None or not Path(file).exists():
         return []
-    data = yaml.safe_load(Path(file).read_text())["data"]
+    tree = yaml.safe_load(Path(file).read_text())
+    data = (yaml.safe_load((Path(file).parent / tree["base"]).read_text()) if "base" in tree else tree)["data"]
     parts = [p for p in ("train", "validation", "test") if p in data]
     return [f"data.{p}={ROWS}" for p in parts] if data.get("type") == "simulator" else []

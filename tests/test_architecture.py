@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "espace"
 LAYERS = [  # a module imports only what stands above it
-    "errors chain hookspecs precision",
-    "batch features probability blocks",
+    "errors chain hookspecs precision pieces statistics",
+    "batch features probability blocks scores",
     "data.readers data.cache data.schemas data.convert data.files data.formats",
     "data data.raw",
     "kernels compiling",
@@ -19,6 +19,9 @@ LAYERS = [  # a module imports only what stands above it
     "build evaluation checkpoint",
     "lightning callbacks runs report narrator",
     "experiment show new prepare",
+    "comparison workers",
+    "outcome",
+    "compare",
     "cli testing",
 ]
 LEAVES = ("towers", "sharing", "links", "objectives", "samplers", "weightings", "stages", "metrics")

@@ -398,7 +398,7 @@ class TestConfig:
                 data=data(bach_size=3, batch_size=0),
                 features={"user_id": {"type": "idd"}, "price": {"type": "number", "log1pp": True}},
                 metrics={"gauc": "gauc", "x": "aucc"},
-                sampler="oversample",
+                sampler="oversampled",
                 weighting={"type": "fixed", "a": 1},
                 seed="x",
             ),
@@ -422,7 +422,7 @@ class TestConfig:
             "features.price: number has no option 'log1pp'. Did you mean 'log1p'?",
             "gauc needs the option 'by'",
             "metrics.x: there is no metric 'aucc'. Did you mean 'auc'?",
-            "sampler: there is no sampler 'oversample'.",
+            "sampler: there is no sampler 'oversampled'. Did you mean 'oversample'?",
             "weighting: fixed has no option 'a'.",
             "seed: 'x' is not a whole number.",
         )

@@ -18,15 +18,25 @@ from espace.metrics.calibration import Calibration
 from espace.metrics.count import Count
 from espace.metrics.gauc import GAUC
 from espace.metrics.log_loss import LogLoss
+from espace.metrics.value import ValueMetric
 from espace.objectives.entire_space import EntireSpace
+from espace.objectives.ordered import Ordered
 from espace.objectives.parent_space import ParentSpace
+from espace.samplers.negative_downsample import NegativeDownsample
 from espace.samplers.none import NoSampler
+from espace.samplers.oversample import Oversample
+from espace.samplers.rejection import Rejection
+from espace.samplers.unclicked_negatives import UnclickedNegatives
 from espace.sharing.cgc import CGC
 from espace.sharing.mmoe import MMoE
 from espace.sharing.ple import PLE
 from espace.sharing.separate import Separate
 from espace.sharing.shared_bottom import SharedBottom
 from espace.stages.binary import Binary
+from espace.stages.gamma import Gamma
+from espace.stages.lognormal import LogNormal
+from espace.stages.normal import Normal
+from espace.stages.ziln import ZILN
 from espace.testing import (
     LinkTests,
     MetricTests,
@@ -36,8 +46,10 @@ from espace.testing import (
     SharingTests,
     StageTests,
     TowerTests,
+    ValueTests,
     WeightingTests,
 )
+from espace.testing.chains import CHAINS
 from espace.towers.mlp import MLP
 from espace.weightings.fixed import Fixed
 
@@ -128,6 +140,11 @@ class TestEntireSpace(ObjectiveTests):
     objective = EntireSpace
 
 
+class TestOrdered(ObjectiveTests):
+    objective = Ordered
+    options = {"penalty": 2.0}
+
+
 class TestParentSpace(ObjectiveTests):
     objective = ParentSpace
 
@@ -139,6 +156,52 @@ class TestParentSpacePerImpression(ObjectiveTests):
 
 class TestNoSampler(SamplerTests):
     sampler = NoSampler
+
+
+class TestNegativeDownsample(SamplerTests):
+    sampler = NegativeDownsample
+    options = {"keep": {"click": 0.2}}
+
+
+class TestNegativeDownsampleOfEveryStage(SamplerTests):
+    sampler = NegativeDownsample
+    options = {"keep": {"click": 0.3, "cart": 0.5, "wish": 0.6, "buy": 0.4}}
+    chains = [CHAINS[1]]
+
+
+class TestOversample(SamplerTests):
+    sampler = Oversample
+    options = {"stage": "click", "factor": 3}
+
+
+class TestOversampleBehindAMerge(SamplerTests):
+    sampler = Oversample
+    options = {"stage": "buy", "factor": 5}
+    chains = [CHAINS[1]]
+
+
+class TestUnclickedNegatives(SamplerTests):
+    sampler = UnclickedNegatives
+    options = {"stage": "conversion", "rate": 0.3}
+    chains = [CHAINS[0]]
+
+
+class TestUnclickedNegativesOfAChoice(SamplerTests):
+    sampler = UnclickedNegatives
+    options = {"stage": "cart", "rate": 1.0}
+    chains = [CHAINS[1]]
+
+
+class TestRejection(SamplerTests):
+    sampler = Rejection
+    options = {"run": "runs/ctr", "stage": "conversion", "floor": 0.1}
+    chains = [CHAINS[0]]
+
+
+class TestRejectionOfAChoice(SamplerTests):
+    sampler = Rejection
+    options = {"run": "runs/ctr", "stage": "wish", "floor": 0.5}
+    chains = [CHAINS[1]]
 
 
 class TestFixed(WeightingTests):
@@ -161,6 +224,11 @@ class TestCalibration(MetricTests):
 class TestCount(MetricTests):
     metric = Count
     counts = ("rows", "positives")
+
+
+class TestValueMetric(MetricTests):
+    metric = ValueMetric
+    counts = ("rows",)
 
 
 class TestGAUC(MetricTests):
@@ -219,6 +287,29 @@ class TestSimulator(ReaderTests):
 
 class TestBinary(StageTests):
     stage = Binary
+
+
+class TestLogNormal(ValueTests):
+    stage = LogNormal
+
+
+class TestLogNormalWithAWideFloor(ValueTests):
+    stage = LogNormal
+    options = {"least_sigma": 0.5}
+
+
+class TestZILN(ValueTests):
+    stage = ZILN
+    atoms = (0.0,)
+
+
+class TestGamma(ValueTests):
+    stage = Gamma
+
+
+class TestNormal(ValueTests):
+    stage = Normal
+    options = {"least_deviation": 0.1}
 
 
 def test_every_built_in_part_keeps_the_laws_of_its_kind():

@@ -130,6 +130,18 @@ class TestShow:
         ):
             assert f"    {equation}\n" in text
 
+    def test_it_prints_the_rows_and_the_labels_that_every_probability_needs(self, text):
+        for name, needs in (
+            ("P(click)", "all rows; label click"),
+            ("P(cart given click)", "rows with click = 1; labels click, cart"),
+            ("P(browse)", "all rows; labels click, cart, wish"),
+            ("P(buy)", "all rows; label buy"),
+            ("P(buy given browse)", "rows with browse = 1; labels click, cart, wish, buy"),
+        ):
+            lines = text.splitlines()
+            place = next(n for n, line in enumerate(lines) if line.startswith(f"    {name} = "))
+            assert lines[place + 1] == f"        {needs}"
+
     def test_it_prints_every_loss_term_with_its_rows_and_divisor(self, text):
         for stage in ("click", "cart", "wish", "buy"):
             loss = f"{stage}: mean of -y log P({stage}) - (1 - y) log P(not {stage})"
@@ -152,6 +164,7 @@ class TestShow:
         )
 
     def test_it_draws_the_chain(self, text):
+        assert "Drawing\n    impression\n    └─ click\n       └─ one of\n          ├─ cart\n" in text
         drawing = text.partition("Drawing (mermaid)\n")[2]
         assert "flowchart LR" in drawing
         assert 'click -->|"cart or wish"| wish' in drawing

@@ -302,7 +302,7 @@ def test_any_text_survives_a_file(
 
 def test_a_metric_that_was_removed_stays_removed(write: Write) -> None:
     config = read(write(SMALL + "metrics: {auc: null, mine: gauc}\n"))
-    assert list(config.metrics) == ["log_loss", "calibration", "count", "mine"]
+    assert list(config.metrics) == ["log_loss", "calibration", "count", "value", "mine"]
     assert Config.from_dict(config.to_dict(), REGISTRY) == config
 
 

@@ -35,7 +35,13 @@ def table() -> pa.Table:
 def shop(tmp_path_factory):
     shop = Shop(tmp_path_factory.mktemp("shop")).fill(385)
     shop.write(table(), group=100)
-    trainer = {"accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 2, "val_check_interval": 3}
+    trainer = {
+        "accelerator": "cpu",
+        "max_epochs": 2,
+        "precision": "32-true",
+        "log_every_n_steps": 2,
+        "val_check_interval": 3,
+    }
     sections = {"data": {**SECTIONS["data"], "shuffle": False}, "trainer": trainer, "objective": "parent_space"}
     tower = {"type": "mlp", "hidden_units": [8]}  # no dropout: the ranks would draw other numbers than one process
     sections["sharing"] = {"type": "mmoe", "experts": 2, "expert": tower}  # the mean weights of gates are compared too

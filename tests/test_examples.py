@@ -17,7 +17,7 @@ from espace.plugins import load
 from espace.runs import Run
 
 HOME = Path(__file__).parent.parent
-EXAMPLES = sorted((HOME / "examples").glob("*.yaml"))
+EXAMPLES = [p for p in sorted((HOME / "examples").glob("*.yaml")) if p.stem != "compare"]  # which compares experiments
 REAL = Path(os.environ.get("ESPACE_DATA", HOME.parent / "shared" / "data")).resolve()
 ROWS = 6_000
 PARTS = ("train", "validation", "test")

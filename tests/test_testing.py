@@ -23,18 +23,20 @@ from torch import nn
 from torch.nn import functional as F
 
 import espace
-from espace import testing
+from espace import Chain, testing
 from espace.data.readers import Piece
 from espace.errors import DataError
 from espace.testing import (
     LinkTests,
     MetricTests,
     ObjectiveTests,
+    PieceTests,
     ReaderTests,
     SamplerTests,
     SharingTests,
     StageTests,
     TowerTests,
+    ValueTests,
     WeightingTests,
 )
 from espace.testing.modules import ModuleLaws
@@ -86,7 +88,8 @@ def fault(
 
 def kind_of(tests: type) -> str:
     """`tower` for a class that inherits TowerTests: what its part stands under."""
-    return next(base.__name__.removesuffix("Tests").lower() for base in tests.__mro__ if base in BASES)
+    base = next(base for base in tests.__mro__ if base in BASES)
+    return "stage" if base is ValueTests else base.__name__.removesuffix("Tests").lower()
 
 
 def laws_of(tests: type) -> list[str]:
@@ -354,7 +357,7 @@ class Link(nn.Module):
 
     def __init__(self, chain, widths):
         super().__init__()
-        self.names, self.widths = [t.name for t in chain.transitions], dict(widths)
+        self.names, self.widths = [t.name for t in chain.heads], dict(widths)
 
     def forward(self, vectors):
         return vectors
@@ -391,10 +394,11 @@ class Objective:
 
     def __init__(self, chain):
         self.chain = chain
-        self.terms = {stage: espace.Term((stage,), None, "", "", "") for stage in chain.labelled}
+        self.values = espace.ValueTerms(chain)
+        self.terms = {stage: espace.Term((stage,), None, "", "", "") for stage in chain.labelled} | self.values.terms
 
     def __call__(self, p, labels):
-        return {stage: self.term(stage, p, labels) for stage in self.chain.labelled}
+        return {stage: self.term(stage, p, labels) for stage in self.chain.labelled} | self.values(p, labels)
 
     def term(self, stage, p, labels):
         return self.loss(stage, p, labels) * labels.known(stage), self.rows(stage, p, labels)
@@ -428,8 +432,14 @@ fault(
 )
 fault("a term without description", Objective, TERMS, r"described in \.terms", init=lambda self: self.terms.pop("click"))
 fault(
-    "a stage of another chain", Objective, TERMS, "a term names stages of the chain",
+    "a stage of another chain", Objective, TERMS, "a term names stages and values of the chain",
     init=lambda self: self.terms.update(click=espace.Term(("click",), "refund", "", "", "")),
+)
+fault(
+    "a value forgotten", Objective, TERMS, "there is a term for every value", GRADIENT,
+    init=lambda self: setattr(self, "values", espace.ValueTerms(Chain.parse("impression -> click"))) or self.terms.pop(
+        "revenue_given_conversion", None
+    ),
 )
 fault(
     "not in log space", Objective, FINITE, "stay in log space, where both tails are exact",
@@ -470,7 +480,43 @@ class Sampler:
 GIVES, OUT, NO_ROW = "gives_positions_and_a_weight_of_each", "a_row_of_weight_zero_stays_out", "no_rows_are_allowed"
 UNKNOWN_ROWS, NOTHING = "unknown_labels_are_allowed", "a_batch_in_which_nothing_happened_is_allowed"
 CHANCE, TRACE = "chance_comes_from_the_generator_only", "other_batches_leave_no_trace"
+RATES = "uses_rows_as_often_as_its_rates_say"
 sample = Sampler.__call__
+
+
+@sound(SamplerTests)
+class Stratified(Sampler):
+    """Keeps half of the rows with the first stage, a fifth of the others, and says so."""
+
+    def __call__(self, labels, weights, random):
+        rows = np.flatnonzero(random.random(len(labels)) < np.where(labels[:, 0] == 1, 0.5, 0.2))
+        return rows, weights[rows]
+
+    def rates(self):
+        return {self.chain.transitions[0].name: [0.5, 0.2]}
+
+
+@sound(SamplerTests)
+class Labelling(Sampler):
+    """Forgets the last label of the rows that it keeps."""
+
+    def __call__(self, labels, weights, random):
+        rows, kept = sample(self, labels, weights, random)
+        return rows, kept, self.relabelled(labels[rows])
+
+    def relabelled(self, labels):
+        return np.where(np.arange(labels.shape[1]) < labels.shape[1] - 1, labels, np.int8(-1))
+
+
+@sound(SamplerTests)
+class Thinning(Sampler):
+    """Keeps rows by a probability that it is given."""
+
+    scored_by = ("runs/ctr", "click")
+
+    def __call__(self, labels, weights, random, score):
+        rows = np.flatnonzero(random.random(len(labels)) < score(np.arange(len(labels))))
+        return rows, weights[rows]
 
 
 def changed(change: Callable[[Any, Any], Any]) -> Callable[..., Any]:
@@ -505,6 +551,31 @@ for says, change, *also in [
     ("weights are not negative", lambda rows, weights: (rows, -weights)),
 ]:
     fault(f"not so: {says}", Sampler, GIVES, says, UNKNOWN_ROWS, NOTHING, *also, __call__=changed(change))
+for says, made in [
+    (r"labels, if it gives any, are \(rows, stages but the root\)", lambda labels: labels[:, :1]),
+    ("labels are int8, not int64", lambda labels: labels.astype(np.int64)),
+    ("a label is 1, 0, -1 for not known, or -2 for", lambda labels: labels - np.int8(2)),
+]:
+    fault(
+        f"not so: {says}", Labelling, GIVES, says, UNKNOWN_ROWS, NOTHING, NO_ROW,
+        relabelled=lambda self, labels, made=made: made(labels),
+    )
+fault(
+    "rates of another chain", Sampler, RATES, "rates are for transitions of the chain, and 'view_to_click' is none",
+    rates=lambda self: {"view_to_click": [1, 0.5]},
+)
+fault(
+    "a rate of positives only", Sampler, RATES, "has a rate for every outcome and for nothing",
+    rates=lambda self: {"impression_to_click": [0.5]},
+)
+fault(
+    "never used", Sampler, RATES, "what is never used cannot be made up for",
+    rates=lambda self: {"impression_to_click": [1, 0]},
+)
+fault(
+    "a rate that is not kept", Sampler, RATES, "used as often, on average, as rates",
+    rates=lambda self: {"impression_to_click": [0.5, 0.4]},
+)
 fault(
     "for three stages", Sampler, GIVES, "any chain will do; it raised IndexError", *laws_of(SamplerTests),
     init=lambda self: self.chain.stages[3],
@@ -673,7 +744,7 @@ brier = Metric.compute
 
 
 def fading(self, scored):
-    place = self.seen + torch.arange(len(scored.weights))
+    place = self.seen + torch.arange(len(scored.weights), dtype=torch.float64)
     self.seen += len(place)
     return scored.weights * 0.99**place
 
@@ -890,6 +961,159 @@ fault(
 fault(
     "a shift that is not saved", Halved, SAVES, "all that P depends on is a parameter or a buffer", RATE,
     init=lambda self: setattr(self, "shift", torch.randn(())), forward=lambda self, z: Halved.forward(self, z + self.shift),
+)
+# fmt: on
+
+
+# -- pieces of chain
+
+
+@sound(PieceTests)
+class Refund(espace.ChainPiece):
+    """What is bought may be sent back."""
+
+    lines_of = (("conversion -> refund else keep",), {"refund": "returned"}, {"refund": {"weight": 2.0}})
+
+    def __init__(self):
+        super().__init__(*self.lines_of)
+
+
+ADDED, PLAIN, SAME = "can_be_added_to_a_chain", "holds_plain_values", "is_the_same_each_time"
+AGAIN = iter(range(100))
+
+
+# fmt: off
+fault(
+    "lines alone", Refund, "brings_at_least_one_stage", r"it is an espace\.ChainPiece", ADDED, PLAIN,
+    __new__=lambda cls: ["conversion -> refund"],
+)
+fault("no line", Refund, "brings_at_least_one_stage", "it brings at least one stage", lines_of=((),))
+fault(
+    "another arrow", Refund, "brings_at_least_one_stage", "its lines are of the chain's grammar; it raised ChainError", ADDED,
+    lines_of=(("conversion > refund",),),
+)
+fault(
+    "a stage that is there", Refund, ADDED, "it brings 'conversion', which is there already",
+    lines_of=(("click -> conversion",),),
+)
+fault("a parent that is not", Refund, ADDED, "it follows 'pay', which the chain lacks", lines_of=(("pay -> refund",),))
+fault(
+    "stages that do not exclude each other", Refund, ADDED, r"P\(refund\) would be counted twice",
+    lines_of=(("click -> refund", "conversion -> refund"),),
+)
+fault(
+    "a weight of another stage", Refund, ADDED, "defaults for 'click', which it does not bring",
+    lines_of=(("conversion -> refund",), {}, {"click": {"weight": 2.0}}),
+)
+fault(
+    "a module as the kind", Refund, PLAIN, "can stand in a YAML; it raised TypeError",
+    lines_of=(("conversion -> refund",), {}, {"refund": {"kind": nn.Identity()}}),
+)
+fault(
+    "numbers for keys", Refund, PLAIN, "lists and text keys only",
+    lines_of=(("conversion -> refund",), {}, {"refund": {1: 2}}),
+)
+fault(
+    "a name drawn anew", Refund, SAME, "the same options give the same piece",
+    lines_of=property(lambda self: ((f"conversion -> refund_{next(AGAIN)}",),)),
+)
+# fmt: on
+
+
+# -- stage kinds of amounts
+
+
+@sound(ValueTests)
+class Exponential(nn.Module):
+    """p(x) = exp(-x / m) / m: how long until something happens that may happen at any time."""
+
+    logits, limits = 1, (0.0, 3e38)
+
+    def log_density(self, z, x):
+        return -z[:, 0] - x * (-z[:, 0]).exp()
+
+    def log_mean(self, z):
+        return z[:, 0]
+
+    def start(self, mean, variance, zeros):
+        return [float(torch.tensor(mean, dtype=torch.float64).log())]
+
+
+@sound(ValueTests, atoms=(1.0, 2.0, 3.0, 4.0, 5.0), continuous=False)
+class Stars(nn.Module):
+    """1 and the successes of four tries of probability sigmoid(z): ordered marks from 1 to 5."""
+
+    logits, limits = 1, (1.0, 5.0)
+
+    def log_density(self, z, x):
+        ways = torch.lgamma(x.new_tensor(5.0)) - torch.lgamma(x) - torch.lgamma(6 - x)
+        return ways + (x - 1) * F.logsigmoid(z[:, 0]) + (5 - x) * F.logsigmoid(-z[:, 0])
+
+    def mean(self, z):
+        return 1 + 4 * z[:, 0].sigmoid()
+
+    def start(self, mean, variance, zeros):
+        return [float(torch.tensor((mean - 1) / 4, dtype=torch.float64).logit())]
+
+
+ONE_EACH, DENSITY, MEAN = (
+    "gives_one_log_density_and_one_mean_per_row",
+    "the_density_integrates_to_one",
+    "the_mean_is_that_of_the_density",
+)
+SLOPE, BEYOND, AT_MEAN = "gradients_are_those_of_finite_differences", "is_finite_far_out", "starts_at_the_mean"
+exponential = Exponential.log_density
+
+
+def of_means(self, z, x):
+    return exponential(self, z.expand(len(x), -1), x) + 0 * z[3, 0]
+
+
+# fmt: off
+fault("no logits", Exponential, ONE_EACH, "set `logits`", *laws_of(ValueTests), logits=None)
+fault("no limits", Exponential, ONE_EACH, "set `limits`", *laws_of(ValueTests), limits=(1.0, 0.0))
+fault(
+    "one column each", Exponential, ONE_EACH, r"log_density and the mean are \(batch,\) each", DENSITY, MEAN, SLOPE, LOGIT, ROWS,
+    log_mean=lambda self, z: z, log_density=lambda self, z, x: exponential(self, z, x)[:, None],
+)
+fault("twice the density", Exponential, DENSITY, "adds up to 1, not to 2.0000", MEAN,
+    log_density=lambda self, z, x: exponential(self, z, x) + torch.tensor(2.0).log(),
+)
+fault(
+    "an atom too few", Stars, DENSITY, "with the probabilities of `atoms`, adds up to 1", MEAN, SLOPE, LOGIT, BEYOND,
+    log_density=lambda self, z, x: torch.where(x == 5, -torch.inf, Stars.log_density(self, z, x)),
+)
+fault("the median", Exponential, MEAN, "is the mean of the amounts under log_density", AT_MEAN,
+    log_mean=lambda self, z: z[:, 0] + torch.tensor(2.0, dtype=z.dtype).log().log(),
+)
+fault(
+    "a gradient cut", Exponential, SLOPE, "are those that finite differences find",
+    log_density=lambda self, z, x: -z[:, 0] - x * (-z[:, 0]).exp().detach(),
+)
+fault(
+    "the logarithm of a rounded 0", Stars, BEYOND, "log_density, the logarithm of the mean and their gradients are finite",
+    log_density=lambda self, z, x: Stars.log_density(self, 0 * z, x)
+    + (x - 1) * (2 * z[:, 0].sigmoid()).log() + (5 - x) * (2 * (1 - z[:, 0].sigmoid())).log(),
+)
+fault("a start at the mean itself", Exponential, AT_MEAN, "start gives the logits at which the mean is",
+    start=lambda self, mean, variance, zeros: [mean],
+)
+fault(
+    "two starts", Exponential, AT_MEAN, "gives one number for each logit", start=lambda self, *moments: [0.0, 0.0],
+)
+fault("a logit that is not read", Exponential, LOGIT, "every logit gets a gradient", AT_MEAN, logits=2)
+fault(
+    "a parameter that is not used", Exponential, LOGIT, r"these do not: unused",
+    init=lambda self: setattr(self, "unused", nn.Parameter(torch.zeros(1))),
+)
+fault(
+    "centred by the batch", Exponential, ROWS, "density and mean of a row depend on that row only", DENSITY, MEAN, SLOPE, AT_MEAN,
+    log_density=lambda self, z, x: exponential(self, z - z.mean(0), x),
+)
+fault(
+    "a start that is not saved", Exponential, SAVES, "is a parameter or a buffer, so that it is saved, start included",
+    log_density=lambda self, z, x: exponential(self, z + getattr(self, "far", 0.0), x),
+    start=lambda self, mean, variance, zeros: (setattr(self, "far", 0.5), Exponential.start(self, mean, variance, zeros))[1],
 )
 # fmt: on
 

@@ -95,8 +95,8 @@ def check_monitor(config: Config, names: Sequence[str]) -> None:
 
 
 def monitor_mode(config: Config) -> Literal["min", "max"]:
-    """Whether `monitor` is better when it is lower or higher: `mode`, else max for AUC and GAUC and min for the rest."""
-    return config.mode or ("max" if config.monitor.rpartition("/")[2] in ("auc", "gauc") else "min")
+    """Whether `monitor` is better when it is lower or higher: `mode`, else max for AUC, GAUC and Gini, and min for the rest."""
+    return config.mode or ("max" if config.monitor.rpartition("/")[2] in ("auc", "gauc", "gini") else "min")
 
 
 def _read(path: Path, overrides: Sequence[str]) -> Source:
@@ -120,6 +120,7 @@ def _assemble(source: Source, registry: Registry) -> Config:
     """Bind parts, check types, check what types cannot say; refuse with all of it or return the configuration."""
     binder = Binder(registry)
     tree = binder.bind(source.tree)
+    source.places |= {key: source.place(piece) for key, piece in binder.origins.items()}
     config, mistyped = check(Config, tree, ())
     found = mistyped + binder.problems
     known = [p.key for p in source.problems if p.key]

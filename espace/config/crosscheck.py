@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 
 from espace.chain import Chain
+from espace.config import scorecheck
 from espace.config.schema import Fields
 from espace.config.yamlfile import Key, Problem
 from espace.errors import ChainError, did_you_mean
@@ -13,17 +14,17 @@ from espace.errors import ChainError, did_you_mean
 
 def problems(config: Fields, broken: Collection[Key]) -> list[Problem]:
     """Everything that contradicts itself; keys in `broken` have problems of their own and are not judged again."""
-    found = [*_columns(config), *_shares(config)]
+    found = [*_columns(config), *_shares(config), *scorecheck.syntax(config)]
     found += [] if _within(broken, ("data", "split")) else _split(config)
     if not (config.features or _within(broken, ("features",))):
         found.append(Problem(("features",), "there is none. Name at least one, as in user_id: id."))
-    if _within(broken, ("chain",)):
+    if _within(broken, ("chain",)) or _within(broken, ("pieces",)):
         return found
     try:
         chain = Chain.parse(config.chain)
     except ChainError as error:
         return [*found, _chain_problem(str(error))]
-    checks = (_labels, _stages, _towers, _potential, _violations)
+    checks = (_labels, _stages, _towers, _potential, _violations, _scores)
     return [*found, *(problem for check in checks for problem in check(config, chain))]
 
 
@@ -32,8 +33,12 @@ def _within(broken: Collection[Key], key: Key) -> bool:
 
 
 def label_columns(config: Fields, chain: Chain) -> dict[str, str]:
-    """`{stage: its label column}`."""
-    return {stage: config.labels.get(stage, stage) for stage in chain.labelled}
+    """`{stage or value: its label column}`."""
+    return {name: config.labels.get(name, name) for name in (*chain.labelled, *_amounts(chain))}
+
+
+def _amounts(chain: Chain) -> list[str]:
+    return [v.amount for v in chain.values]
 
 
 def feature_columns(config: Fields) -> dict[str, str]:
@@ -56,8 +61,9 @@ def _labels(config: Fields, chain: Chain) -> Iterator[Problem]:
             yield Problem(("labels", stage), f"every row is one '{stage}', so it has no label. Remove the line.")
         elif stage in chain.otherwise:
             yield Problem(("labels", stage), f"the label of '{stage}' follows from its siblings'. Remove the line.")
-        elif stage not in chain.stages:
-            yield Problem(("labels", stage), f"the chain has no such stage.{did_you_mean(stage, chain.labelled)}")
+        elif stage not in (*chain.stages, *_amounts(chain)):
+            known = [*chain.labelled, *_amounts(chain)]
+            yield Problem(("labels", stage), f"the chain has no such stage.{did_you_mean(stage, known)}")
     seen: dict[str, str] = {}
     for stage, column in label_columns(config, chain).items():
         if column in seen:
@@ -84,10 +90,19 @@ def _leaks(config: Fields, taken: dict[str, str]) -> Iterator[Problem]:
 
 def _stages(config: Fields, chain: Chain) -> Iterator[Problem]:
     for stage in config.stages:
+        if stage in _amounts(chain):
+            if config.stages[stage].head == "joint":
+                what = f"'{stage}' is a value, and has no probability. Remove the line."
+                yield Problem(("stages", stage, "head"), what)
+            continue
         if stage not in chain.stages:
-            yield Problem(("stages", stage), f"the chain has no such stage.{did_you_mean(stage, chain.stages)}")
-        elif config.stages[stage].kind.type != "binary":
+            known = [*chain.stages, *_amounts(chain)]
+            yield Problem(("stages", stage), f"the chain has no such stage.{did_you_mean(stage, known)}")
+            continue
+        if config.stages[stage].kind.type != "binary":
             yield from _kind(chain, stage)
+        if config.stages[stage].head == "joint" and (problem := chain.why_not_joint(stage)):
+            yield Problem(("stages", stage, "head"), problem)
 
 
 def _kind(chain: Chain, stage: str) -> Iterator[Problem]:
@@ -104,12 +119,12 @@ def _kind(chain: Chain, stage: str) -> Iterator[Problem]:
 
 
 def _towers(config: Fields, chain: Chain) -> Iterator[Problem]:
-    known = [*chain.stages[1:], *(t.name for t in chain.transitions)]
+    known = [*chain.stages[1:], *_amounts(chain), *(t.name for t in chain.heads)]
     for name in config.towers:
         if name not in known:
             hint = did_you_mean(name, known)
             yield Problem(("towers", name), f"this is neither a stage that has a tower nor a transition.{hint}")
-    for transition in chain.transitions:
+    for transition in chain.heads:
         named = [child for child in transition.children if child in config.towers]
         if len(named) > 1 and transition.name not in config.towers:
             what = f"'{named[0]}' and '{named[1]}' are outcomes of one choice and have one tower. Keep one of them."
@@ -121,6 +136,14 @@ def _potential(config: Fields, chain: Chain) -> Iterator[Problem]:
         if name not in chain.addresses:
             hint = did_you_mean(name, chain.addresses)
             yield Problem(("data", "potential", name), f"the chain has no such probability.{hint}")
+
+
+def _scores(config: Fields, chain: Chain) -> Iterator[Problem]:
+    labels = {column: f"the label of '{stage}'" for stage, column in label_columns(config, chain).items()}
+    potential = {column: f"the potential outcome of '{name}'" for name, column in config.data.potential.items()}
+    plain = {column: f"the column of the feature '{name}'" for name, column in feature_columns(config).items()}
+    weight = {config.data.weight: "the column of row weights"} if config.data.weight else {}
+    return scorecheck.names(config, chain, potential | labels, plain | weight)
 
 
 def _violations(config: Fields, chain: Chain) -> Iterator[Problem]:

@@ -16,11 +16,12 @@ def json_schema(registry: Registry) -> Json:
     """The schema, with the options of every part that `registry` has."""
     schema = Fields.model_json_schema()
     shared: Json = schema["$defs"]
-    kinds = dict.fromkeys([*PARTS.values(), *NAMED_PARTS.values(), "stages"])
+    kinds = dict.fromkeys([*PARTS.values(), *NAMED_PARTS.values(), "stages", "pieces"])
     shared |= {kind: {"oneOf": _choices(kind, registry, shared)} for kind in kinds}
     properties = schema["properties"]
     properties |= {key: _of(kind) for key, kind in PARTS.items()}
     properties |= {key: _by_name(kind, removable=key in DEFAULTS) for key, kind in NAMED_PARTS.items()}
+    properties["pieces"] = {"type": "array", "items": _of("pieces")}
     properties["chain"] = {"anyOf": [{"type": "string"}, properties["chain"]], "title": "Chain"}
     shared["Data"] = {"oneOf": [_data(shared["Data"], e, shared) for e in entries_of("readers", registry).values()]}
     shared["Stage"]["properties"]["kind"] = _of("stages")

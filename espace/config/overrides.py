@@ -43,12 +43,12 @@ def _apply(source: Source, text: str, place: Place) -> None:
             source.move(key, place)
             node[step] = {} if defaults is None else deepcopy(defaults)
         if isinstance(node[slot], str) and (
-            key[0] in (*PARTS, *NAMED_PARTS) or (key[0], key[-1]) == ("stages", "kind")
+            key[0] in (*PARTS, *NAMED_PARTS, "pieces") or (key[0], key[-1]) == ("stages", "kind")
         ):
             node[slot] = {"type": node[slot]}
         node = node[slot]
     slot = _slot(node, steps[-1], key)
-    if value is None and len(key) == 1 and key[0] in NAMED_PARTS:
+    if value is None and len(key) == 1 and key[0] in (*NAMED_PARTS, "scores"):
         _remove(node, steps[-1], DEFAULTS.get(str(key[0]), {}))
     else:
         node[slot] = value

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from espace.config.schema import DATA_KEYS, DEFAULTS, EXPERT, NAMED_PARTS, PARTS
+from espace.chain import Chain
+from espace.config.schema import DATA_KEYS, DEFAULTS, EXPERT, NAMED_PARTS, PARTS, VALUE
 from espace.config.validate import bind
 from espace.config.yamlfile import Key, Problem, show
-from espace.errors import PluginError, did_you_mean
+from espace.errors import ChainError, EspaceError, PluginError, did_you_mean
+from espace.pieces import ChainPiece
 from espace.plugins import Entry, Registry, one
 
 
@@ -26,25 +30,66 @@ def entries_of(kind: str, registry: Registry) -> dict[str, Entry]:
     return feature_entries() if kind == "features" else {e.name: e for e in registry.entries(kind)}
 
 
+def _is_chain(lines: object) -> bool:
+    """Whether it is a chain by itself, to which a piece can be added."""
+    try:
+        Chain.parse(lines if isinstance(lines, list) else [])
+    except ChainError:
+        return False
+    return True
+
+
+def _plain(piece: object) -> ChainPiece:
+    """A piece of plain values. Raises TypeError for what is none."""
+    if not isinstance(piece, ChainPiece):
+        raise TypeError(f"it gives {show(piece)}. Its author has to return an espace.ChainPiece.")
+    labels, stages = dict(piece.labels), {name: dict(said) for name, said in piece.stages.items()}
+    return ChainPiece(*json.loads(json.dumps([list(piece.lines), labels, stages])))
+
+
+def _values(chain: object) -> list[str]:
+    """The values of a chain as it was written; none of one that is wrong."""
+    try:
+        return [v.amount for v in Chain.parse(chain).values] if isinstance(chain, list) else []
+    except ChainError:
+        return []
+
+
+def _of_value(stage: object) -> object:
+    """What is written under a value, its kind with it."""
+    return {"kind": VALUE, **({} if stage is None else stage)} if stage is None or isinstance(stage, dict) else stage
+
+
 class Binder:
-    """Turns a tree as it was written into one in the shape of `schema.Fields`; gathers problems on the way."""
+    """Turns a tree as it was written into one in the shape of `schema.Fields`; gathers problems on the way.
+
+    `origins` are the keys that pieces of chain brought, and the pieces that did: `{("stages", "refund"): ("pieces", 0)}`.
+    """
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self.problems: list[Problem] = []
+        self.origins: dict[Key, Key] = {}
 
     def bind(self, written: Mapping[str, Any]) -> dict[str, Any]:
         """The tree with every part as `{type, options}`, defaults written out. Problematic options are left out."""
         tree = {key: value for key, value in written.items() if value is not None}
         if isinstance(tree.get("chain"), str):
             tree["chain"] = [line.strip() for line in tree["chain"].splitlines() if line.strip()]
+        if "pieces" in tree:
+            self._add_pieces(tree)
         for key, kind in PARTS.items():
             tree[key] = self._part(tree.get(key, DEFAULTS[key]), kind, (key,))
         for key, kind in NAMED_PARTS.items():
             if key in tree or key in DEFAULTS:
                 tree[key] = self._named(tree.get(key, {}), kind, key)
-        if isinstance(tree.get("stages"), dict):
-            tree["stages"] = {name: self._stage(stage, name) for name, stage in tree["stages"].items()}
+        values = _values(tree.get("chain"))
+        if isinstance(tree.get("stages", {}), dict):
+            stages = {
+                **tree.get("stages", {}),
+                **{name: _of_value(tree.get("stages", {}).get(name)) for name in values},
+            }
+            tree["stages"] = {name: self._stage(stage, name) for name, stage in stages.items()}
         if isinstance(tree.get("data"), dict):
             tree["data"] = self._data(tree["data"])
         return tree
@@ -90,6 +135,39 @@ class Binder:
         else:
             what = f"{show(node)} is neither the name of a {one(kind)} nor a mapping with its type."
             self._refuse(key, f"{what} Known: {known}.")
+
+    def _add_pieces(self, tree: dict[str, Any]) -> None:
+        """Write out in the tree what its pieces bring. What the tree says itself stays."""
+        written, tree["pieces"] = tree["pieces"], []
+        if not isinstance(written, list):
+            self._refuse(("pieces",), f"{show(written)} is not a list. Write them in brackets, as in [refund].")
+            return
+        for number, item in enumerate(written):
+            key, before = ("pieces", number), len(self.problems)
+            part = self._part(item, "pieces", key)
+            if len(self.problems) == before and _is_chain(tree.get("chain")):
+                self._add_piece(tree, self.registry.get("pieces", part["type"]), part["options"], key)
+
+    def _add_piece(self, tree: dict[str, Any], entry: Entry, options: dict[str, Any], key: Key) -> None:
+        try:
+            piece = _plain(entry.factory(**options))
+            tree["chain"] = piece.added_to(tree["chain"])
+        except ChainError as error:
+            more = f" Options of {entry.name}: {', '.join(options)}." if options else ""
+            what = re.sub(r"^chain, line (\d+): ", r"line \1 of the piece: ", str(error)).removeprefix("chain: ")
+            self._refuse(key, f"{entry.name}: {what}{more}")
+            return
+        except (ValueError, TypeError, EspaceError) as error:
+            self._refuse(key, f"{entry.name} cannot be built: {error}")
+            return
+        for section, brought in (("labels", piece.labels), ("stages", piece.stages)):
+            own = tree.get(section, {})
+            if isinstance(own, dict):
+                self.origins |= {(section, name): key for name in brought if name not in own}
+                tree[section] = {**brought, **own}
+        for name in piece.stages if isinstance(tree["stages"], dict) else ():
+            said = tree["stages"][name]
+            tree["stages"][name] = {**piece.stages[name], **said} if isinstance(said, dict) else said
 
     def _data(self, written: dict[str, Any]) -> dict[str, Any]:
         closed = {key: value for key, value in written.items() if key in DATA_KEYS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from espace.config.validate import Section
@@ -32,9 +32,10 @@ DEFAULTS: dict[str, Any] = {
     "objective": "entire_space",
     "sampler": "none",
     "weighting": "fixed",
-    "metrics": {name: name for name in ("auc", "log_loss", "calibration", "count")},
+    "metrics": {name: name for name in ("auc", "log_loss", "calibration", "count", "value")},
 }
 EXPERT = "mlp"  # the default of sharing.expert
+VALUE = "lognormal"  # the default kind of a value
 
 
 class Component(Section):
@@ -63,6 +64,7 @@ class Stage(Section):
 
     weight: NotNegative = 1.0
     kind: Component = Component(type="binary")
+    head: Literal["conditional", "joint"] = "conditional"
 
 
 class Split(Section):
@@ -82,6 +84,7 @@ class Data(Section):
     validation: Rows | None = None
     test: Rows | None = None
     split: Split | None = None
+    share: Annotated[float, Gt(0), Le(1)] = 1.0
     weight: str | None = None
     batch_size: Count = 1024
     shuffle: bool = True
@@ -126,6 +129,7 @@ class Fields(Section):
 
     name: str | None = None
     chain: list[str]
+    pieces: list[Component] = []
     labels: dict[str, str] = {}
     stages: dict[str, Stage] = {}
     data: Data
@@ -139,6 +143,7 @@ class Fields(Section):
     sampler: Component
     weighting: Component
     metrics: dict[str, Component]
+    scores: dict[str, str] = {}
     optimizer: Optimizer = Optimizer()
     trainer: dict[str, Any] = {}
     compile: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from espace.chain import Chain
-from espace.data.labels import Policy
+from espace.data.labels import Limits, Policy
 from espace.data.scan import Scan
 from espace.data.split import Part
 
@@ -14,7 +14,13 @@ _UNKNOWN = 0.2
 
 
 def errors(
-    part: Part, scan: Scan, chain: Chain, labels: Mapping[str, str], policy: Policy, allow: Collection[str]
+    part: Part,
+    scan: Scan,
+    chain: Chain,
+    labels: Mapping[str, str],
+    policy: Policy,
+    allow: Collection[str],
+    limits: Mapping[str, Limits],
 ) -> list[str]:
     """Every reason not to train on this part; training stops with all of them."""
     found = [] if scan.tally.kept else [_nothing_left(part, scan)]
@@ -23,7 +29,8 @@ def errors(
             f"{part.name}: the weights of all {scan.tally.rows:,} rows are 0, so no row counts. Check data.weight."
         )
     if policy == "error":
-        found += [_violation(part, scan, chain, name, rows) for name, rows in scan.tally.violations.items() if rows]
+        violations = scan.tally.violations.items()
+        found += [_violation(part, scan, chain, name, rows, limits) for name, rows in violations if rows]
     elif scan.tally.broken and policy != "drop":
         found.append(
             f"{part.name}: {scan.tally.broken:,} rows contradict the chain in a way that data.violations: {policy} cannot"
@@ -38,13 +45,20 @@ def _nothing_left(part: Part, scan: Scan) -> str:
     if scan.tally.rows:
         return f"{part.name}: all {scan.tally.rows:,} rows contradict the chain, so drop leaves none. Check the labels."
     rows, source = sum(p.rows for p in part.reader.pieces), part.reader.pieces[0].source
-    return f"{part.name}: none of the {rows:,} rows of {source} {part.keep}. Change data.split."
+    return f"{part.name}: none of the {rows:,} rows of {source} {part.keep}. Change data.split or data.share."
 
 
-def _violation(part: Part, scan: Scan, chain: Chain, name: str, rows: int) -> str:
+def _violation(part: Part, scan: Scan, chain: Chain, name: str, rows: int, limits: Mapping[str, Limits]) -> str:
     places = "; ".join(scan.tally.examples[name])
     of = f"{part.name}: {rows:,} of {scan.tally.rows:,} rows"
     mend = "Fix the labels, or set data.violations: drop."
+    for v in chain.values:
+        if name == v.amount:
+            what = f"{v.amount} other than 0 but {v.parent} = 0; in this chain {v.amount} is measured where {v.parent} happened"
+            return f"{of} have {what} (such as {places}). {mend}"
+        if name == v.name:
+            what = f"{v.amount} {_outside(*limits[v.amount])}, which its distribution does not have (such as {places})"
+            return f"{of} have {what}. Choose another stages.{v.amount}.kind, fix the column, or set data.violations: drop."
     if name not in chain.stages:
         outcomes = next(t.outcomes for t in chain.transitions if t.name == name)
         return (
@@ -58,12 +72,23 @@ def _violation(part: Part, scan: Scan, chain: Chain, name: str, rows: int) -> st
     )
 
 
+def _outside(low: float, high: float) -> str:
+    """What lies outside the limits of an amount."""
+    below = "of 0 or less" if 0 < low < 1e-30 else f"below {low:g}"
+    return below if high > 1e30 else f"below {low:g} or above {high:g}"
+
+
 def _never(part: Part, scan: Scan, chain: Chain, labels: Mapping[str, str]) -> list[str]:
     return [
         f"{part.name}: the label of '{stage}', column '{labels[stage]}', is never 1 in {scan.tally.stages[stage].known:,} known"
         f" rows, so P({stage}) cannot be learnt. Check the column, or take '{stage}' out of the chain."
         for stage in chain.labelled
         if scan.tally.kept and not scan.tally.stages[stage].positives
+    ] + [
+        f"{part.name}: '{v.amount}', column '{labels[v.amount]}', is not known in any row where {v.parent} happened, so it"
+        f" cannot be learnt. Check the column, or take '{v.amount}' out of the chain."
+        for v in chain.values
+        if scan.tally.kept and not scan.tally.amounts[v.amount].known
     ]
 
 

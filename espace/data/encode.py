@@ -27,7 +27,7 @@ from espace.data.columns import (
     table_of,
 )
 from espace.data.columns import Sequence as History
-from espace.data.labels import Policy, resolve
+from espace.data.labels import Limits, Policy, resolve
 from espace.data.lists import offsets_of, truncated
 from espace.data.table import LARGEST, Columns, Extra
 from espace.data.vocabulary import FIRST, NULL, UNKNOWN, Vocabulary, hash_rows
@@ -78,11 +78,12 @@ class Encoder:
     Args:
         features: the features, checked: `share` names one of them.
         chain: the chain.
-        labels: `{stage: column}` for `chain.labelled`.
+        labels: `{stage or value: column}` for `chain.labelled` and the values of the chain.
         dim: the default embedding width.
         weight: the column of row weights.
         extras: `{column: "key" or "value"}`, other columns that metrics want.
         policy: what to do with labels that contradict the chain.
+        limits: `{value: the least and the largest amount that there can be}`.
         tables: `{table: Vocabulary, or the number of hash buckets}`.
         numbers: `{number feature: its statistics}`.
     """
@@ -97,6 +98,7 @@ class Encoder:
         weight: str | None = None,
         extras: Mapping[str, Extra] | None = None,
         policy: Policy = "error",
+        limits: Mapping[str, Limits] | None = None,
         tables: Mapping[str, Vocabulary | int],
         numbers: Mapping[str, NumberStats],
     ) -> None:
@@ -107,6 +109,7 @@ class Encoder:
         self.weight = weight
         self.extras = dict(extras or {})
         self.policy = policy
+        self.limits = dict(limits or {})
         self.tables = dict(tables)
         self.numbers = dict(numbers)
 
@@ -155,7 +158,7 @@ class Encoder:
         lists = {f.name: self._list(f, get) for f in self.features if isinstance(f, History | Bag)}
         numbers = [self._numbers(f, get, rows) for f in self.features]
         numbers = [block for block in numbers if block.shape[1]]
-        values, broken = self._labels(get, rows, labels)
+        values, amounts, broken = self._labels(get, rows, labels)
         batch = Batch(
             torch.from_numpy(np.stack(ids, axis=1) if ids else np.empty((rows, 0), np.int32)),
             lists,
@@ -163,6 +166,7 @@ class Encoder:
             torch.from_numpy(values),
             torch.from_numpy(self._weights(get, rows, labels)),
             {c: torch.from_numpy(get.extra(c, kind)) for c, kind in self.extras.items()} if labels else {},
+            torch.from_numpy(amounts),
         )
         return batch.take(torch.from_numpy(np.flatnonzero(~broken))) if broken.any() else batch
 
@@ -206,19 +210,24 @@ class Encoder:
         scaled = np.where(missing, 0.0, (values - stats.mean) / stats.deviation)
         return np.stack([scaled.clip(-LARGEST, LARGEST), missing], axis=1).astype(np.float32)
 
-    def _labels(self, get: Columns, rows: int, wanted: bool) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
-        """Label values, and the rows to drop because they contradict the chain."""
+    def _labels(
+        self, get: Columns, rows: int, wanted: bool
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.bool_]]:
+        """Label values, amounts, and the rows to drop because they contradict the chain."""
+        names = [v.amount for v in self.chain.values]
         if not wanted:
-            return np.full((rows, len(self.chain.stages) - 1), -1, np.int8), np.zeros(rows, np.bool_)
-        raw = {stage: get.label(column) for stage, column in self.labels.items()}
-        resolved = resolve(self.chain, raw, self.policy)
+            unknown = np.full((rows, len(names)), np.nan, np.float32)
+            return np.full((rows, len(self.chain.stages) - 1), -1, np.int8), unknown, np.zeros(rows, np.bool_)
+        raw = {stage: get.label(column) for stage, column in self.labels.items() if stage not in names}
+        amounts = {name: get.amount(self.labels[name]) for name in names}
+        resolved = resolve(self.chain, raw, self.policy, amounts, self.limits)
         if resolved.broken.any() and self.policy != "drop":
             row = int(resolved.broken.argmax())
             raise DataError(
                 f"{get.where}: {int(resolved.broken.sum()):,} of {rows:,} rows have labels that contradict the chain, row {row}"
                 f" for one. Fix the labels, or set data.violations: drop."
             )
-        return resolved.values, resolved.broken
+        return resolved.values, resolved.amounts, resolved.broken
 
     def _weights(self, get: Columns, rows: int, wanted: bool) -> NDArray[np.float32]:
         return get.weights(self.weight) if wanted and self.weight else np.ones(rows, np.float32)
@@ -242,11 +251,16 @@ class Encoder:
         ids[rows[known], columns[known]] = offsets[columns[known]] + UNKNOWN
 
     @cached_property
+    def inputs(self) -> str:
+        """Changes when what a model reads of the same table does."""
+        learnt = [(n, t if isinstance(t, int) else t.identity) for n, t in sorted(self.tables.items())]
+        return digest(self.features, self.dim, learnt, sorted(self.numbers.items()))
+
+    @cached_property
     def identity(self) -> str:
         """Changes when what it makes of the same table does."""
-        learnt = [(n, t if isinstance(t, int) else t.identity) for n, t in sorted(self.tables.items())]
-        facts = [self.features, self.dim, self.chain.lines(), sorted(self.labels.items()), self.weight, self.policy]
-        return digest(*facts, sorted(self.extras.items()), learnt, sorted(self.numbers.items()))
+        facts = [self.inputs, self.chain.lines(), sorted(self.labels.items()), self.weight, self.policy]
+        return digest(*facts, sorted(self.extras.items()), sorted(self.limits.items()))
 
     def state(self) -> dict[str, Any]:
         """What was learnt from data, as plain numpy arrays, numbers and text, for a checkpoint."""

@@ -14,7 +14,7 @@ from espace.data.encode import Encoder
 from espace.data.split import Part
 from espace.errors import DataError
 
-_VERSION = 1
+_VERSION = 2
 _ROW_BYTES = 16  # of a row besides its ids, about
 
 

@@ -1,4 +1,6 @@
-"""Labels of a chain: 1, 0, or null for "not known yet". What follows from others is filled in, contradictions are found."""
+"""Labels of a chain: 1, 0, or null for "not known yet", and the amounts of its values. What follows from others is filled in,
+contradictions are found.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from espace.chain import Chain, Transition
+from espace.chain import Chain, Transition, Value
 from espace.data.lists import first_text
 from espace.errors import DataError
 
 Column = NDArray[np.int8]
+Amounts = NDArray[np.float64]  # (rows,), NaN where not known
+Limits = tuple[float, float]  # the least and the largest amount that there can be, both included
 Mask = NDArray[np.bool_]
 Policy = Literal["error", "drop", "zero", "promote"]
 _MEND = "Mend the column, or name another one under labels."
@@ -26,11 +30,14 @@ class Resolved:
     """Labels after the chain has had its say.
 
     values: (rows, stages but the root) int8, 1, 0 or -1 for unknown, in the order of `chain.stages[1:]`.
-    orphans: `{stage: rows where it is 1 though no parent happened}`; clashes: `{transition: rows with two outcomes}`;
-    both as they were read. broken: (rows,), true where a label still contradicts the chain after mending.
+    amounts: (rows, values of the chain) float32, NaN where the parent did not happen or it is not known.
+    orphans: `{stage or value: rows where it is 1, or not 0, though no parent happened}`; clashes: `{transition: rows with two
+    outcomes}` and `{transition of a value: rows with an amount that there cannot be}`; all as they were read.
+    broken: (rows,), true where a label still contradicts the chain after mending.
     """
 
     values: NDArray[np.int8]
+    amounts: NDArray[np.float32]
     orphans: Mapping[str, Mask]
     clashes: Mapping[str, Mask]
     broken: Mask
@@ -41,15 +48,7 @@ def read_label(values: pa.Array, where: str, column: str, rows: NDArray[np.int64
 
     Raises DataError naming the first row that is not 1, 0 or null.
     """
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    try:
-        numbers = np.array(pc.fill_null(values.cast(pa.float64()), np.nan), np.float64)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(
-            f"{where}: the label column '{column}' is of type {values.type}, and a label is 1, 0 or null"
-            f"{first_text(values, rows)}. {_MEND}"
-        ) from error
+    numbers = _as_numbers(values, f"{where}: the label column '{column}'", "a label is 1, 0 or null", rows)
     unknown = np.isnan(numbers)
     wrong = ~(unknown | (numbers == 0) | (numbers == 1))
     if wrong.any():
@@ -61,25 +60,101 @@ def read_label(values: pa.Array, where: str, column: str, rows: NDArray[np.int64
     return np.where(unknown, -1, numbers).astype(np.int8)
 
 
-def resolve(chain: Chain, raw: Mapping[str, Column], policy: Policy) -> Resolved:
+def _as_numbers(values: pa.Array, what: str, meant: str, rows: NDArray[np.int64] | None) -> Amounts:
+    """A column as float64, NaN for null."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    try:
+        return np.array(pc.fill_null(values.cast(pa.float64(), safe=False), np.nan), np.float64)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{what} is of type {values.type}, and {meant}{first_text(values, rows)}. {_MEND}") from error
+
+
+def read_amount(values: pa.Array, where: str, column: str, rows: NDArray[np.int64] | None = None) -> Amounts:
+    """The column of a value, NaN for null or NaN. `rows` as in `read_label`.
+
+    Raises DataError naming the first row that is no number, or one that no float32 can hold.
+    """
+    numbers = _as_numbers(values, f"{where}: '{column}'", "an amount is a number or null", rows)
+    wrong = np.abs(numbers) > np.finfo(np.float32).max
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(
+            f"{where}, row {row if rows is None else rows[row]}: {column} = {values[row]}, which is not finite in 32 bits."
+            f" {_MEND}"
+        )
+    return numbers
+
+
+def resolve(
+    chain: Chain,
+    raw: Mapping[str, Column],
+    policy: Policy,
+    amounts: Mapping[str, Amounts] | None = None,
+    limits: Mapping[str, Limits] | None = None,
+) -> Resolved:
     """Fill in what follows and mend what `policy` says.
 
-    raw: `{stage: (rows,) int8}` for `chain.labelled`. A null below a known 0 is a 0; an else stage happened where its
-    parent did and none of the named outcomes. `zero` takes a child without its parent back (and all but the first of two
-    outcomes that exclude each other), `promote` lets the parents of a child happen; `error` and `drop` change nothing.
+    raw: `{stage: (rows,) int8}` for `chain.labelled`; amounts, limits: of every value. A null below a known 0 is a 0; an else
+    stage happened where its parent did and none of the named outcomes. `zero` takes a child without its parent back (and all
+    but the first of two outcomes that exclude each other), `promote` lets the parents of a child happen; `error` and `drop`
+    change nothing. An amount other than 0 is a child of its stage. An amount outside the limits, where the parent happened, is
+    mended by nothing.
     """
     rows = len(next(iter(raw.values())))
     found: dict[str, Column] = {chain.root: np.ones(rows, np.int8)}
     for stage in chain.stages[1:]:
         found[stage] = raw[stage].copy() if stage in raw else np.full(rows, -1, np.int8)
-    orphans, clashes = _violations(chain, _follow(chain, found))
+    measured = _Measured(chain, dict(amounts or {}), limits or {})
+    before = _follow(chain, found)
+    (orphans, clashes), (strays, impossible) = _violations(chain, before), measured.violations(before)
     if policy == "promote":
+        measured.promote(before, found)
         _promote(chain, found)
     elif policy == "zero":
+        measured.withdraw(before)
         _withdraw(chain, found)
     found = _follow(chain, found)
-    broken = _any_row(rows, *_violations(chain, found))
-    return Resolved(np.stack([found[s] for s in chain.stages[1:]], axis=1), orphans, clashes, broken)
+    broken = _any_row(rows, *_violations(chain, found), *measured.violations(found))
+    labels = np.stack([found[s] for s in chain.stages[1:]], axis=1)
+    return Resolved(labels, measured.matrix(rows, found), orphans | strays, clashes | impossible, broken)
+
+
+class _Measured:
+    """The amounts of some rows, against the labels of their parents."""
+
+    def __init__(self, chain: Chain, amounts: dict[str, Amounts], limits: Mapping[str, Limits]) -> None:
+        self.chain, self.amounts, self.limits = chain, amounts, limits
+
+    def violations(self, found: Mapping[str, Column]) -> tuple[dict[str, Mask], dict[str, Mask]]:
+        """`{value: amounts without a parent}`, `{its transition: amounts outside the limits}`."""
+        outside = {}
+        for v in self.chain.values:
+            low, high = self.limits.get(v.amount, (-np.inf, np.inf))
+            x = self.amounts[v.amount]
+            outside[v.name] = (found[v.parent] == 1) & ((x < low) | (x > high))
+        return {v.amount: self._strays(v, found) for v in self.chain.values}, outside
+
+    def _strays(self, value: Value, found: Mapping[str, Column]) -> Mask:
+        x = self.amounts[value.amount]
+        strays: Mask = ~np.isnan(x) & (x != 0) & (found[value.parent] == 0)
+        return strays
+
+    def withdraw(self, found: Mapping[str, Column]) -> None:
+        """Forget amounts whose parent did not happen."""
+        for v in self.chain.values:
+            self.amounts[v.amount] = np.where(self._strays(v, found), np.nan, self.amounts[v.amount])
+
+    def promote(self, before: Mapping[str, Column], found: dict[str, Column]) -> None:
+        """Let the parents of amounts happen, in `found`."""
+        for v in self.chain.values:
+            if v.parent in self.chain.labelled:
+                found[v.parent] = np.where(self._strays(v, before), np.int8(1), found[v.parent])
+
+    def matrix(self, rows: int, found: Mapping[str, Column]) -> NDArray[np.float32]:
+        """(rows, values) float32, NaN where the parent is not known to have happened."""
+        columns = [np.where(found[v.parent] == 1, self.amounts[v.amount], np.nan) for v in self.chain.values]
+        return np.stack(columns, axis=1).astype(np.float32) if columns else np.empty((rows, 0), np.float32)
 
 
 def _follow(chain: Chain, found: Mapping[str, Column]) -> dict[str, Column]:

@@ -16,18 +16,17 @@ from espace.chain import Chain
 from espace.data import cache
 from espace.data.columns import Feature, table_of
 from espace.data.encode import Encoder, NumberStats
-from espace.data.labels import Policy, resolve
+from espace.data.labels import Limits, Policy, resolve
 from espace.data.leaks import LeakSample
 from espace.data.learn import Learner
 from espace.data.split import Part
 from espace.data.table import Columns, Extra, Problems
 from espace.data.tally import Tally
 from espace.data.vocabulary import UNKNOWN, Vocabulary, one_array
-from espace.errors import DataError
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass
@@ -57,13 +56,16 @@ class Task:
     policy: Policy
     weight: str | None = None
     extras: Mapping[str, Extra] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)  # of every value
 
     def key(self, part: Part, *more: object) -> str:
         """Changes when the result of a scan would."""
         facts = [_VERSION, part.identity, list(self.features), self.chain.lines(), sorted(self.labels.items())]
+        more = (sorted(self.limits.items()), *more)
         return cache.digest(*facts, self.policy, self.weight, sorted(self.extras.items()), *more)
 
 
+Arrays = dict[str, np.ndarray[Any, Any]]
 Learnt = tuple[dict[str, Vocabulary | int], dict[str, NumberStats]]
 
 
@@ -120,8 +122,8 @@ def _run(
     for number, piece in enumerate(part.reader.pieces):
         data, rows = part.read(number, columns)
         table, problems = Columns(data, part.where(number), rows), Problems()
-        raw = {stage: _label(table, column, problems) for stage, column in task.labels.items()}
-        resolved = resolve(task.chain, raw, task.policy)
+        raw, amounts = _read_labels(task, table, problems)
+        resolved = resolve(task.chain, raw, task.policy, amounts, task.limits)
         _see_others(task, table, scan, problems)
         with problems.noted():
             see(table, resolved.values, len(rows))
@@ -132,13 +134,16 @@ def _run(
     return scan
 
 
-def _label(table: Columns, column: str, problems: Problems) -> np.ndarray[Any, Any]:
-    """A label column; unknown where it cannot be read, which is a problem."""
-    try:
-        return table.label(column)
-    except DataError as error:
-        problems.note(error)
-        return np.full(table.table.num_rows, -1, np.int8)
+def _read_labels(task: Task, table: Columns, problems: Problems) -> tuple[Arrays, Arrays]:
+    """The columns of labels and of amounts; unknown in every row of one that cannot be read, which is a problem."""
+    rows = table.table.num_rows
+    labels: Arrays = {stage: np.full(rows, -1, np.int8) for stage in task.labels if stage in task.chain.labelled}
+    amounts: Arrays = {v.amount: np.full(rows, np.nan) for v in task.chain.values}
+    for found, read in ((labels, table.label), (amounts, table.amount)):
+        for name in found:
+            with problems.noted():
+                found[name] = read(task.labels[name])
+    return labels, amounts
 
 
 def _see_others(task: Task, table: Columns, scan: Scan, problems: Problems) -> None:

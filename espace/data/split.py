@@ -65,6 +65,30 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """A random share of the rows that `of` keeps. The draw depends on seed, piece and row only, so that the rows of a smaller
+    share are among those of a larger one."""
+
+    share: float
+    seed: int
+    of: RowFilter
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of the other filter."""
+        return self.of.columns
+
+    def mask(self, table: pa.Table, piece: int, where: str) -> NDArray[np.bool_]:
+        """The rows drawn."""
+        drawn: NDArray[np.bool_] = np.random.default_rng([self.seed, piece, 11]).random(table.num_rows) < self.share
+        mask = self.of.mask(table, piece, where)
+        return drawn if mask is None else drawn & mask
+
+    def __str__(self) -> str:
+        return f"{self.of} and falls into the random share of {self.share:g}"
+
+
+@dataclass(frozen=True)
 class Between:
     """Rows with `since <= by < until`; None is open. The values are read as the column's type."""
 

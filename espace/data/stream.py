@@ -9,7 +9,7 @@ per cent of a step, and a thread that competes for two busy cores costs more tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,14 +22,23 @@ from espace.data.encode import Encoder
 from espace.data.encoded import Encoded
 from espace.data.split import Part
 
+Scoring = Callable[[Batch], NDArray[np.float64]]  # a probability of each row, (rows,)
+
 
 class Sampler(Protocol):
-    """Rows in, rows and weights out: which rows of a global training batch are used, how often, and with what weight."""
+    """Rows in, rows and weights out: which rows of a global training batch are used, how often, and with what weight.
+
+    It is a function of what it is given. It may also have `rates`, `effect`, `objectives` and `scored_by`, see `espace.build`;
+    with the last it is given `score` too.
+    """
 
     def __call__(
-        self, labels: NDArray[np.int8], weights: NDArray[np.float32], random: np.random.Generator
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """labels: (rows, stages but the root); weights: (rows,). Returns positions (n,) and their weights (n,)."""
+        self, labels: NDArray[np.int8], weights: NDArray[np.float32], random: np.random.Generator, /, *score: Any
+    ) -> tuple[NDArray[Any], ...]:
+        """labels: (rows, stages but the root); weights: (rows,); score: positions (n,) to a probability of each, (n,).
+
+        Returns positions (n,), their weights (n,) and, where it changes them, their labels (n, stages but the root).
+        """
         ...
 
 
@@ -103,9 +112,9 @@ def _at_the_start() -> int:
 class Stream:
     """The batches of a part.
 
-    training: whether ids are forgotten and the sampler is used; place: batches trained so far, over all epochs;
-    limit: batches of an epoch that are used; rank, ranks: which slice of each global batch is taken; keep: whether
-    encoded pieces stay in the cache.
+    training: whether ids are forgotten and the sampler is used; scoring: of a sampler that wants scores; place: batches
+    trained so far, over all epochs; limit: batches of an epoch that are used; rank, ranks: which slice of each global batch is
+    taken; keep: whether encoded pieces stay in the cache.
     """
 
     part: Part
@@ -113,6 +122,7 @@ class Stream:
     plan: Plan
     training: bool = False
     sampling: Sampler | None = None
+    scoring: Scoring | None = None
     workers: int = 0
     place: Callable[[], int] = _at_the_start
     limit: int | None = None
@@ -176,10 +186,20 @@ class Stream:
         """What happens to training batches only; a function of the place, so that it can be repeated."""
         random = np.random.default_rng([self.plan.seed, epoch, 3, number])
         if self.sampling is not None:
-            rows, weights = self.sampling(batch.labels.numpy(), batch.weights.numpy(), random)
-            batch = batch.take(torch.from_numpy(rows)).weighted(torch.from_numpy(weights))
+            batch = self._sampled(batch, self.sampling, random)
         self.encoder.forget(batch, random)
         return batch
+
+    def _sampled(self, batch: Batch, sampling: Sampler, random: np.random.Generator) -> Batch:
+        """The rows that the sampler chooses; one of weight 0 when it chooses none."""
+        scoring = self.scoring
+        score = [] if scoring is None else [lambda rows: scoring(batch.take(torch.from_numpy(rows)))]
+        found = sampling(batch.labels.numpy(), batch.weights.numpy(), random, *score)
+        rows, weights, *labels = (torch.from_numpy(array) for array in found)
+        if not len(rows):
+            return batch.take(torch.zeros(1, dtype=torch.int64)).weighted(torch.zeros(1))
+        sampled = batch.take(rows).weighted(weights)
+        return replace(sampled, labels=labels[0]) if labels else sampled
 
     def _slice(self, batch: Batch) -> Batch:
         """This rank's rows; a rank without any takes one row of weight 0, so that all ranks make the same steps."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from espace.data.labels import read_label
+from espace.data.labels import read_amount, read_label
 from espace.data.lists import first_text, split
 from espace.data.vocabulary import canonical, key_of, one_array
 from espace.errors import DataError
@@ -134,6 +134,10 @@ class Columns:
     def label(self, column: str) -> NDArray[np.int8]:
         """A label column: (rows,) int8, -1 for unknown."""
         return read_label(self.array(column), self.where, column, self.rows)
+
+    def amount(self, column: str) -> NDArray[np.float64]:
+        """The column of a value: (rows,) float64, NaN for unknown."""
+        return read_amount(self.array(column), self.where, column, self.rows)
 
     def weights(self, column: str) -> NDArray[np.float32]:
         """Row weights: (rows,) float32, all >= 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,12 +26,42 @@ class StageTally:
 
 
 @dataclass
+class AmountTally:
+    """Rows whose parent happened: with a known amount, and without; how many of these are 0; their mean and the sum of squared
+    distances from it (Chan et al., 1979, eq. 2.1)."""
+
+    known: int = 0
+    unknown: int = 0
+    zeros: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, amounts: NDArray[np.float64], parent: NDArray[np.bool_]) -> None:
+        """Count some rows; amounts: (rows,), NaN where unknown or without a parent."""
+        seen = amounts[~np.isnan(amounts)]
+        self.unknown += int(parent.sum()) - len(seen)
+        if len(seen):
+            mean, total = float(seen.mean()), self.known + len(seen)
+            shift = mean - self.mean
+            self.squares += float(((seen - mean) ** 2).sum()) + shift**2 * self.known * len(seen) / total
+            self.mean += shift * len(seen) / total
+            self.known = total
+            self.zeros += int((seen == 0).sum())
+
+    @property
+    def moments(self) -> tuple[float, float, float]:
+        """Mean, variance and share of zeros. The deviation is 1 % of the mean at least; where both are 0 it is 1."""
+        least = (0.01 * self.mean) ** 2 or 1.0
+        return self.mean, max(self.squares / self.known, least), self.zeros / self.known
+
+
+@dataclass
 class Tally:
     """Counts over one part, after filters and mends.
 
     rows: read; kept: left after `violations: drop`; stages: by stage; outcomes: `{transition: rows of each class}`,
-    the last being else or nothing, among rows whose parent happened; violations: `{stage or transition: rows}`,
-    with some example places; equal: pairs of stages whose labels never differ.
+    the last being else or nothing, among rows whose parent happened; amounts: by value; violations: `{stage, value or
+    transition: rows}`, with some example places; equal: pairs of stages whose labels never differ.
     """
 
     rows: int = 0
@@ -38,6 +69,7 @@ class Tally:
     broken: int = 0
     stages: dict[str, StageTally] = field(default_factory=dict)
     outcomes: dict[str, list[int]] = field(default_factory=dict)
+    amounts: dict[str, AmountTally] = field(default_factory=dict)
     violations: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     differ: dict[str, int] = field(default_factory=dict)
@@ -58,6 +90,9 @@ class Tally:
             self._count_stage(chain, stage, found)
         for transition in chain.transitions:
             self._count_outcomes(transition, found)
+        for place, value in enumerate(chain.values):
+            amounts = labels.amounts[stay, place].astype(np.float64)
+            self.amounts.setdefault(value.amount, AmountTally()).add(amounts, found[value.parent] == 1)
         self._count_differences(chain, found)
         return int(stay.sum())
 
@@ -85,6 +120,14 @@ class Tally:
                     pair = f"{parent}={stage}"
                     self.differ[pair] = self.differ.get(pair, 0) + int((found[parent] != found[stage]).sum())
 
+    def starts(self, chain: Chain, joint: Collection[str]) -> dict[str, list[int]]:
+        """`{transition: rows of each class}` that its head starts from: `outcomes`, or those of all rows for `joint` stages."""
+        counts = dict(self.outcomes)
+        for stage in joint:
+            found = self.stages[stage]
+            counts[chain.arrivals(stage)[0].name] = [found.positives, found.known - found.positives]
+        return counts
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
@@ -92,4 +135,7 @@ class Tally:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Tally:
         """The tally of `to_dict`."""
-        return cls(**{**values, "stages": {s: StageTally(**t) for s, t in values["stages"].items()}})
+        stages = {s: StageTally(**t) for s, t in values["stages"].items()}
+        return cls(
+            **{**values, "stages": stages, "amounts": {a: AmountTally(**t) for a, t in values["amounts"].items()}}
+        )

@@ -8,8 +8,8 @@ q_t is the vector of transition t's own tower, k its width, and h1, h2, h3 are l
 transition before t; where several lead to the parent of t, there is a p_{a,t} of each, and one softmax over all of them and
 q_t. G also takes z_a to the width k; dropout follows the relu.
 
-The paper's heads estimate P(stage) from z_t, and an additional loss asks it to be no more than P(parent). Here the heads
-are conditional as always, so that holds by itself, and that loss is not needed.
+The paper's heads estimate P(stage) from z_t (`head: joint`), and an additional loss asks it to be no more than P(parent)
+(`objective: ordered`). With heads that are conditional that holds by itself.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class AITM(nn.Module):
 
     def __init__(self, chain: espace.Chain, widths: Mapping[str, int], *, dropout: espace.Dropout = 0.0) -> None:
         super().__init__()
-        self.before = {t.name: [a.name for a in chain.arrivals(t.parent)] for t in chain.transitions}
+        self.before = {t.name: [a.name for a in chain.arrivals(t.parent)] for t in chain.heads}
         self.hops = nn.ModuleDict(
             {
                 n: Transfer(widths[n], [widths[a] for a in before], dropout)

@@ -33,7 +33,7 @@ class Relation(nn.Module):
         norm: espace.Norm = "none",
     ) -> None:
         super().__init__()
-        self.before = {t.name: [a.name for a in chain.arrivals(t.parent)] for t in chain.transitions}
+        self.before = {t.name: [a.name for a in chain.arrivals(t.parent)] for t in chain.heads}
         self.layers = nn.ModuleDict()
         self.widths: dict[str, int] = {}
         for name, before in self.before.items():

@@ -4,7 +4,8 @@ One binary cross-entropy per labelled stage v, on the marginal over every impres
 
     L = sum_v w_v mean_D[ -y_v log P(v) - (1 - y_v) log P(not v) ]
 
-Conditionals such as pCVR get no term of their own; they learn through the marginals they are factors of.
+Conditionals such as pCVR get no term of their own; they learn through the marginals they are factors of. Of a value there is
+a likelihood besides, on the rows of its parent.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class EntireSpace:
 
     def __init__(self, chain: espace.Chain) -> None:
         self.chain = chain
+        self._values = espace.ValueTerms(chain)
         self.terms = {
             stage: espace.Term(
                 stages=(stage,),
@@ -30,7 +32,7 @@ class EntireSpace:
                 divisor="the same rows",
             )
             for stage in chain.labelled
-        }
+        } | self._values.terms
 
     def __call__(self, p: espace.Probabilities, labels: espace.Labels) -> Mapping[str, tuple[Tensor, Tensor]]:
         """{stage: (loss of each row (batch,), 1 where the row counts (batch,))}."""
@@ -39,7 +41,7 @@ class EntireSpace:
             known = labels.known(stage)  # (batch,)
             log_likelihood = p.log_prob(stage).where(labels.of(stage) == 1, p.log_not_prob(stage))
             terms[stage] = (-log_likelihood * known, known)
-        return terms
+        return terms | self._values(p, labels)
 
 
 @espace.hookimpl

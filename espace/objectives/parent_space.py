@@ -26,7 +26,8 @@ class ParentSpace:
         self.chain = chain
         self.divide_by = divide_by
         self._names = {t: _term_name(chain, t) for t in chain.transitions}
-        self.terms = {self._names[t]: self._describe(t) for t in chain.transitions}
+        self._values = espace.ValueTerms(chain, divide_by)
+        self.terms = {self._names[t]: self._describe(t) for t in chain.transitions} | self._values.terms
 
     def _describe(self, transition: espace.Transition) -> espace.Term:
         parent, outcomes = transition.parent, " | ".join(transition.outcomes)
@@ -41,7 +42,8 @@ class ParentSpace:
 
     def __call__(self, p: espace.Probabilities, labels: espace.Labels) -> Mapping[str, tuple[Tensor, Tensor]]:
         """{term: (loss of each row (batch,), 1 where the row counts in the divisor (batch,))}."""
-        return {name: self._term(transition, p, labels) for transition, name in self._names.items()}
+        terms = {name: self._term(transition, p, labels) for transition, name in self._names.items()}
+        return terms | self._values(p, labels)
 
     def _term(
         self, transition: espace.Transition, p: espace.Probabilities, labels: espace.Labels
@@ -49,8 +51,9 @@ class ParentSpace:
         parent = transition.parent
         happened = torch.stack([labels.happened(o) for o in transition.outcomes])  # (outcomes, batch)
         none = torch.stack([labels.of(o) == 0 for o in transition.outcomes]).all(0)
-        rows = labels.happened(parent) * torch.maximum(happened.amax(0), none.float())
-        log_likelihood = p.log_nothing(transition) * none
+        added = labels.added(transition.outcomes[0])
+        rows = labels.happened(parent) * torch.maximum(happened.amax(0), none.float()) + added
+        log_likelihood = p.log_nothing(transition) * (none + added)
         for outcome, mask in zip(transition.outcomes, happened, strict=True):
             log_likelihood = log_likelihood + p.log_prob(outcome, given=parent) * mask
         return -log_likelihood * rows, rows if self.divide_by == "rows" else torch.ones_like(rows)

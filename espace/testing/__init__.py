@@ -14,10 +14,11 @@ from espace.testing.features import as_float, example_features, example_spec, ro
 from espace.testing.links import LinkTests
 from espace.testing.metrics import MetricTests, example_scored
 from espace.testing.objectives import ObjectiveTests
+from espace.testing.pieces import PieceTests
 from espace.testing.readers import ReaderTests
 from espace.testing.samplers import SamplerTests
 from espace.testing.sharing import SharingTests
-from espace.testing.stages import StageTests
+from espace.testing.stages import StageTests, ValueTests
 from espace.testing.towers import TowerTests
 from espace.testing.weightings import WeightingTests
 
@@ -26,11 +27,13 @@ __all__ = [
     "LinkTests",
     "MetricTests",
     "ObjectiveTests",
+    "PieceTests",
     "ReaderTests",
     "SamplerTests",
     "SharingTests",
     "StageTests",
     "TowerTests",
+    "ValueTests",
     "WeightingTests",
     "as_float",
     "example_features",

@@ -10,11 +10,12 @@ from espace.chain import Chain
 CHAINS = (
     ["impression -> click -> conversion"],
     ["impression -> click", "click -> cart | wish else browse", "cart -> buy", "wish -> buy", "browse -> buy"],
+    ["impression -> click -> conversion => revenue"],
 )
 
 
 def random_labels(chain: Chain, rows: int) -> Labels:
-    """Labels drawn down the chain, every class of a transition being equally likely."""
+    """Labels drawn down the chain, every class of a transition being equally likely; amounts are lognormal."""
     happened = {chain.root: torch.ones(rows, dtype=torch.bool)}
     for stage in chain.stages[1:]:
         happened[stage] = torch.zeros(rows, dtype=torch.bool)
@@ -23,4 +24,6 @@ def random_labels(chain: Chain, rows: int) -> Labels:
         for number, outcome in enumerate(transition.classes):
             if outcome is not None:
                 happened[outcome] |= happened[transition.parent] & (drawn == number)
-    return Labels(chain, torch.stack([happened[s] for s in chain.stages[1:]], dim=1).to(torch.int8))
+    amounts = [torch.where(happened[v.parent], torch.randn(rows).exp(), torch.nan) for v in chain.values]
+    labels = torch.stack([happened[s] for s in chain.stages[1:]], dim=1).to(torch.int8)
+    return Labels(chain, labels, torch.stack(amounts, dim=1) if amounts else None)

@@ -35,15 +35,15 @@ class LinkTests(ModuleLaws):
         return torch.cat([linked[field.name] for field in features.spec.fields], dim=1)
 
     def _for(self, chain: Chain) -> Any:
-        return type(self).link(chain, {t.name: _WIDTH for t in chain.transitions}, **self.options).double()
+        return type(self).link(chain, {t.name: _WIDTH for t in chain.heads}, **self.options).double()
 
     def test_every_transition_gets_a_vector_of_the_promised_width(self) -> None:
         for chain in map(Chain.parse, CHAINS):
-            names = {t.name for t in chain.transitions}
+            names = {t.name for t in chain.heads}
             with law("a link works under any chain"):
                 link = self._for(chain)
                 out = link({name: torch.randn(4, _WIDTH, dtype=torch.float64) for name in names})
-            assert set(out) == names == set(link.widths), "there is a vector and a width for every transition"
+            assert set(out) == names == set(link.widths), "there is a vector and a width for every one of chain.heads"
             for name, vector in out.items():
                 told = f"the vectors are as wide as widths says, not {tuple(vector.shape)}"
                 assert vector.shape == (4, link.widths[name]), told

@@ -5,26 +5,28 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torchmetrics import Metric
 
-from espace.probability import Scored
+from espace.probability import Scored, ScoredValue
 from espace.testing.law import law
 
 _ROWS = 300
+Rows = TypeVar("Rows", Scored, ScoredValue)
 
 
 class MetricTests:
     """Laws of a metric. Set `metric` and `options`; `counts` to the names that count something, and are 0 without rows.
 
-    The rows have predictions in float32 and one extra column, `user`, of integers. A metric that keeps rows up to a limit
-    needs `options` with a limit of a few hundred.
+    The rows have predictions in float32 and one extra column, `user`, of integers; those of a metric with `of_values` have
+    amounts and expectations instead of labels and probabilities. A metric that keeps rows up to a limit needs `options` with a
+    limit of a few hundred.
     """
 
     metric: ClassVar[Callable[..., Metric]]
@@ -35,9 +37,18 @@ class MetricTests:
         """A metric that has seen nothing."""
         return type(self).metric(**self.options)
 
+    def example(self, rows: int = _ROWS, seed: int = 0) -> Any:
+        """Rows with predictions in float32, as a model gives them; of a value, some of whose amounts are 0, for `of_values`."""
+        wide = example_scored(rows, seed=seed)
+        if not getattr(self.build(), "of_values", False):
+            return replace(wide, log_prob=wide.log_prob.float(), log_not_prob=wide.log_not_prob.float())
+        expected = wide.log_prob.exp() * 50
+        amounts = wide.labels * expected * (0.5 * torch.randn(rows)).exp()
+        return ScoredValue(expected.float(), amounts.float(), wide.weights, wide.extras)
+
     def test_names_do_not_depend_on_the_rows(self) -> None:
-        rows = _rows()
-        cases = [rows, _rows(0), *(replace(rows, labels=torch.full_like(rows.labels, y)) for y in (0.0, 1.0))]
+        rows = self.example()
+        cases = [rows, self.example(0), *(replace(rows, labels=torch.full_like(rows.labels, y)) for y in (0.0, 1.0))]
         found = [_computed(self.build(), case) for case in cases]
         assert found[0], "a metric computes {name: number}"
         same = all(values.keys() == found[0].keys() for values in found)
@@ -46,18 +57,18 @@ class MetricTests:
         assert numbers, "each value is one number, a tensor of shape ()"
 
     def test_pieces_give_what_the_whole_gives(self) -> None:
-        rows = _rows()
-        pieces = [take(rows, slice(a, b)) for a, b in pairwise([0, 0, 7, 150, 150, _ROWS])]
+        rows = self.example()
+        pieces = [take(rows, slice(a, b)) for a, b in pairwise([0, 0, *range(7, 150, 11), 150, 150, _ROWS])]
         same = _close(judge(self.build(), *pieces), judge(self.build(), rows))
         assert same, "reading in pieces gives what reading at once gives, to nine digits: add up, in float64"
 
     def test_the_order_of_rows_does_not_matter(self) -> None:
-        rows = _rows()
+        rows = self.example()
         same = _close(judge(self.build(), take(rows, torch.arange(_ROWS).flip(0))), judge(self.build(), rows))
         assert same, "the order of the rows does not matter"
 
     def test_rows_of_weight_zero_count_for_nothing(self) -> None:
-        rows = _rows()
+        rows = self.example()
         hidden = torch.arange(_ROWS) % 3 == 0
         weighted = replace(rows, weights=torch.where(hidden, 0.0, rows.weights))
         same = _close(judge(self.build(), weighted), judge(self.build(), take(rows, ~hidden)))
@@ -65,7 +76,7 @@ class MetricTests:
 
     def test_no_rows_give_nan(self) -> None:
         with law("a part may have no rows in the space of a metric"):
-            values = judge(self.build(), _rows(0))
+            values = judge(self.build(), self.example(0))
         wrong = [name for name, v in values.items() if not math.isnan(v) and not (name in self.counts and v == 0)]
         assert not wrong, (
             f"without rows a metric is NaN, and a count (`counts`) is 0; these are not: {', '.join(wrong)}"
@@ -74,12 +85,12 @@ class MetricTests:
     def test_one_class_alone_gives_no_infinity(self) -> None:
         for label in (0.0, 1.0):
             with law("all rows may have one label"):
-                values = judge(self.build(), replace(_rows(), labels=torch.full((_ROWS,), label)))
+                values = judge(self.build(), replace(self.example(), labels=torch.full((_ROWS,), label)))
             wrong = [name for name, value in values.items() if math.isinf(value)]
             assert not wrong, f"a metric is NaN where it is undefined, never infinite; these are: {', '.join(wrong)}"
 
     def test_ranks_together_give_what_one_gives(self) -> None:
-        rows, ranks = _rows(), [self.build() for _ in range(4)]
+        rows, ranks = self.example(), [self.build() for _ in range(4)]
         for rank, cut in zip(ranks, (slice(0, 250), slice(250, _ROWS), slice(0, 0)), strict=False):
             rank.update(take(rows, cut))  # the last one has seen no batch
         told = "the states of all ranks, put together by dist_reduce_fx, give what one process gives"
@@ -89,25 +100,25 @@ class MetricTests:
 
     def test_memory_does_not_grow_with_the_rows(self) -> None:
         metric = self.build()
-        metric.update(_rows(2_000))
+        metric.update(self.example(2_000))
         before = _size(metric)
         for seed in range(1, 10):
-            metric.update(_rows(2_000, seed))
+            metric.update(self.example(2_000, seed))
         grown = _size(metric) - before
         assert grown < 18_000, f"memory does not grow with the rows: 18,000 more rows took {grown:,} more bytes"
 
     def test_reset_forgets(self) -> None:
         metric = self.build()
-        judge(metric, _rows(seed=1))
+        judge(metric, self.example(seed=1))
         metric.reset()
-        same = _close(judge(metric, _rows()), judge(self.build(), _rows()))
+        same = _close(judge(metric, self.example()), judge(self.build(), self.example()))
         assert same, "reset forgets all rows: what is remembered is an add_state"
 
     def test_a_copy_lives_on_its_own(self) -> None:
         metric = self.build()
-        metric.update(_rows())
-        copy.deepcopy(metric).update(_rows(seed=1))
-        same = _close(judge(metric), judge(self.build(), _rows()))
+        metric.update(self.example())
+        copy.deepcopy(metric).update(self.example(seed=1))
+        same = _close(judge(metric), judge(self.build(), self.example()))
         assert same, "a copy lives on its own, since every probability gets one"
 
 
@@ -129,13 +140,14 @@ def example_scored(
     return scored(logits, labels, weight, user=torch.randint(0, users, (rows,)))
 
 
-def take(rows: Scored, index: Tensor | slice) -> Scored:
+def take(rows: Rows, index: Tensor | slice) -> Rows:
     """Some of the rows."""
-    extras = {name: column[index] for name, column in rows.extras.items()}
-    return Scored(rows.log_prob[index], rows.log_not_prob[index], rows.labels[index], rows.weights[index], extras)
+    columns = {f.name: getattr(rows, f.name) for f in fields(rows) if f.init and f.name not in ("extras", "made")}
+    taken = {name: column[index] for name, column in columns.items()}
+    return type(rows)(**taken, extras={name: column[index] for name, column in rows.extras.items()})
 
 
-def judge(metric: Metric, *parts: Scored) -> dict[str, float]:
+def judge(metric: Metric, *parts: Rows) -> dict[str, float]:
     """What the metric computes after it has seen these rows too."""
     return {name: value.item() for name, value in _computed(metric, *parts).items()}
 
@@ -163,13 +175,7 @@ def gathered(ranks: list[Metric]) -> dict[str, float]:
     return judge(ranks[0])
 
 
-def _rows(rows: int = _ROWS, seed: int = 0) -> Scored:
-    """Rows with predictions in float32, as a model gives them."""
-    wide = example_scored(rows, seed=seed)
-    return replace(wide, log_prob=wide.log_prob.float(), log_not_prob=wide.log_not_prob.float())
-
-
-def _computed(metric: Metric, *parts: Scored) -> dict[str, Tensor]:
+def _computed(metric: Metric, *parts: Rows) -> dict[str, Tensor]:
     for part in parts:
         metric.update(part)
     values: dict[str, Tensor] = metric.compute()

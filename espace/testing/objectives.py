@@ -11,6 +11,7 @@ from torch import Tensor
 from espace.batch import Labels
 from espace.chain import Chain
 from espace.probability import Probabilities
+from espace.stages.lognormal import LogNormal
 from espace.testing.chains import CHAINS, random_labels
 
 _ROWS = 64
@@ -39,7 +40,9 @@ class ObjectiveTests:
             found = objective(case.p, case.labels)
             assert set(found) == set(objective.terms), "every term is described in .terms, and nothing else is"
             named = {s for term in objective.terms.values() for s in (*term.stages, term.given or case.chain.root)}
-            assert named <= set(case.chain.stages), "a term names stages of the chain"
+            values = {v.amount for v in case.chain.values}
+            assert named <= {*case.chain.stages, *values}, "a term names stages and values of the chain"
+            assert values <= named, "there is a term for every value: add espace.ValueTerms(chain)"
             per_row = all(v.shape == r.shape == (_ROWS,) for v, r in found.values())
             assert per_row, "a term is a value and a count of each row, both (batch,)"
 
@@ -77,15 +80,25 @@ def _cases(sureness: float = 1.0) -> Iterator[_Case]:
     """Every example chain with random logits of that spread and labels that follow it."""
     for chain in map(Chain.parse, CHAINS):
         torch.manual_seed(2)
+        kinds = _kinds(chain)
         shapes = {t.name: (_ROWS, len(t.outcomes)) for t in chain.transitions}
+        shapes |= {name: (_ROWS, kind.logits) for name, kind in kinds.items()}
         logits = {n: (sureness * torch.randn(s, dtype=torch.float64)).requires_grad_() for n, s in shapes.items()}
-        yield _Case(chain, Probabilities(chain, logits), random_labels(chain, _ROWS), logits)
+        yield _Case(chain, Probabilities(chain, logits, kinds), random_labels(chain, _ROWS), logits)
+
+
+def _kinds(chain: Chain) -> dict[str, LogNormal]:
+    return {v.name: LogNormal() for v in chain.values}
 
 
 def _leaning(chain: Chain, labels: Labels, by: float) -> Probabilities:
-    """Logits of `by` for what happened and of -`by` for what did not."""
+    """Logits of `by` for what happened and of -`by` for what did not; amounts are expected, or one divided by them."""
     happened = {t.name: torch.stack([labels.happened(o) for o in t.outcomes], dim=1) for t in chain.transitions}
-    return Probabilities(chain, {name: by * (2 * h.double() - 1) for name, h in happened.items()})
+    logits = {name: by * (2 * h.double() - 1) for name, h in happened.items()}
+    for v in chain.values:
+        mu = labels.amount(v.amount, v.parent).double().log().nan_to_num() * (1 if by > 0 else -1)
+        logits[v.name] = torch.stack([mu, torch.zeros_like(mu)], dim=1)
+    return Probabilities(chain, logits, _kinds(chain))
 
 
 def _total(terms: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
