@@ -253,7 +253,7 @@ def metrics_of(metrics: Mapping[str, Metric], of_values: bool) -> dict[str, Metr
 
 def check_finite(loss: Tensor, total: Terms, where: str) -> None:
     """Raise NonFiniteError naming the terms, unless the loss and the sums of all ranks are finite."""
-    if not (torch.isfinite(loss) & torch.isfinite(total.sums).all()):
+    if not (math.isfinite(float(loss)) and math.isfinite(float(total.sums.sum()))):
         values = ", ".join(f"{name} = {float(value):g}" for name, value in total.means().items())
         raise NonFiniteError(
             f"{where}: the loss is {float(loss):g} ({values}). The last checkpoint has finite weights. Lower optimizer.lr, or"

@@ -1,26 +1,25 @@
 """The sparse half of Adam as one pass over the rows looked up, compiled by numba on first use and kept on disk.
 
 A thread owns the rows whose number is its own modulo the number of threads: no row is written by two, and the look-ups of a
-row are summed in the order they were made, so the result does not depend on the threads. They are Python's, since numba's own
-change how many OpenMP gives torch. A mark for every row of the table says where its sum stands; it is cleared behind each
-step, so a step costs what it looks up, whatever the table's size.
+row are summed in the order they were made, so the result does not depend on the threads. A mark for every row of the table
+says where its sum stands; it is cleared behind each step, so a step costs what it looks up, whatever the table's size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
+import numba
 import numpy as np
 import torch
-from numba import njit
+from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
 _ONE = np.float32(1)
 _FEW = 4_096  # look-ups that are not worth a second thread
+_MOST_THREADS: int = vars(numba.config)["NUMBA_NUM_THREADS"]
 
 
 class RowAdam:
@@ -32,9 +31,9 @@ class RowAdam:
     """
 
     def __init__(self, tensors: tuple[Tensor, Tensor, Tensor], seen: Tensor | None) -> None:
-        self._table, self._first, self._second = (t.detach().numpy() for t in tensors)
-        self._seen = np.empty(0, np.int32) if seen is None else seen.numpy()
-        self._mark = np.zeros(len(self._table), np.int32)
+        table, first, second = (t.detach().numpy() for t in tensors)
+        self._tensors = table, first, second, np.empty(0, np.int32) if seen is None else seen.numpy()
+        self._mark = np.zeros(len(table), np.int32)
         self._found, self._sums = np.empty((0, 0), np.int64), np.empty((0, 0, 0), np.float32)
 
     def step(self, grad: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
@@ -44,29 +43,26 @@ class RowAdam:
         if self._found.shape[0] < threads or self._found.shape[1] < n:
             self._found, self._sums = np.empty((threads, n), np.int64), np.empty((threads, n, width), np.float32)
         given = rows.numpy(), grads.numpy(), self._mark, self._found, self._sums, _numbers(options), int(step)
-        _in_threads(threads, _step, self._table, self._first, self._second, self._seen, *given)
+        _run(threads, _step, _step_in_threads, self._tensors, *given)
 
     def catch_up(self, rows: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
         """Bring `rows`, (n,), through all steps up to `step` that they have not had, without a gradient."""
         given = rows.numpy(), _numbers(options), int(step)
-        _in_threads(_threads(len(rows)), _catch_up, self._table, self._first, self._second, self._seen, *given)
+        _run(_threads(len(rows)), _catch_up, _catch_up_in_threads, self._tensors, *given)
 
 
 def _threads(look_ups: int) -> int:
-    return 1 if look_ups < _FEW else torch.get_num_threads()
+    return 1 if look_ups < _FEW else min(torch.get_num_threads(), _MOST_THREADS)
 
 
-def _in_threads(threads: int, kernel: Callable[..., None], *given: Any) -> None:
-    """The kernel in every thread, the first of them this one."""
-    others = [_pool(threads).submit(kernel, *given, thread, threads) for thread in range(1, threads)]
-    kernel(*given, 0, threads)
-    for other in others:
-        other.result()
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "espace-rows")
+def _run(threads: int, alone: Callable[..., None], together: Callable[..., None], *given: Any) -> None:
+    if threads == 1:
+        alone(*given, 0, 1)
+        return
+    of_torch = torch.get_num_threads()
+    numba.set_num_threads(threads)
+    together(*given, threads)
+    torch.set_num_threads(of_torch)  # numba's threads are OpenMP's too: when they start, torch gets as many
 
 
 def _numbers(options: Mapping[str, Any]) -> NDArray[np.float64]:
@@ -92,12 +88,9 @@ def _corrections(numbers: Any, step: int) -> Any:
     return np.float32(numbers[0] / (1.0 - numbers[1] ** step)), np.float32(np.sqrt(1.0 - numbers[2] ** step))
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=True)
 def _step(
-    table: Any,
-    first: Any,
-    second: Any,
-    seen: Any,
+    tensors: Any,
     rows: Any,
     grads: Any,
     mark: Any,
@@ -108,6 +101,7 @@ def _step(
     thread: int,
     threads: int,
 ) -> None:
+    table, first, second, seen = tensors
     size, root = _corrections(numbers, step)
     found, sums, count = found[thread], sums[thread], 0
     for i in range(len(rows)):
@@ -132,18 +126,9 @@ def _step(
             seen[row] = step
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
-def _catch_up(
-    table: Any,
-    first: Any,
-    second: Any,
-    seen: Any,
-    rows: Any,
-    numbers: Any,
-    step: int,
-    thread: int,
-    threads: int,
-) -> None:
+@njit(error_model="numpy", cache=True)
+def _catch_up(tensors: Any, rows: Any, numbers: Any, step: int, thread: int, threads: int) -> None:
+    table, first, second, seen = tensors
     fades = numbers[4] == 0 and numbers[1] ** 2 < numbers[2]  # then each update is smaller than the one before
     nothing = np.zeros(table.shape[1], np.float32)
     for row in rows:
@@ -159,3 +144,25 @@ def _catch_up(
                 first[row] *= np.float32(numbers[1] ** rest)
                 second[row] *= np.float32(numbers[2] ** rest)
                 seen[row] = step
+
+
+@njit(parallel=True, error_model="numpy", cache=True)
+def _step_in_threads(
+    tensors: Any,
+    rows: Any,
+    grads: Any,
+    mark: Any,
+    found: Any,
+    sums: Any,
+    numbers: Any,
+    step: int,
+    threads: int,
+) -> None:
+    for thread in prange(threads):
+        _step(tensors, rows, grads, mark, found, sums, numbers, step, thread, threads)
+
+
+@njit(parallel=True, error_model="numpy", cache=True)
+def _catch_up_in_threads(tensors: Any, rows: Any, numbers: Any, step: int, threads: int) -> None:
+    for thread in prange(threads):
+        _catch_up(tensors, rows, numbers, step, thread, threads)
