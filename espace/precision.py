@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 
 
 def default_precision(accelerator: Any = "auto") -> str:
-    """`bf16-mixed` where products of bfloat16 matrices have units of their own (AMX on a CPU, tensor cores from Ampere on),
-    else `32-true`. `accelerator` is Lightning's option.
+    """$ESPACE_PRECISION if it is set. Else `bf16-mixed` where products of bfloat16 matrices have units of their own (AMX on a
+    CPU, tensor cores from Ampere on), else `32-true`. `accelerator` is Lightning's option.
 
     A CPU that has bfloat16 vectors only multiplies float32 matrices faster.
     """
+    if wanted := os.environ.get("ESPACE_PRECISION"):
+        return wanted
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _has_amx()
     return "bf16-mixed" if fast and accelerator in ("auto", "gpu", "cuda", "cpu") else "32-true"

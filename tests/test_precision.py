@@ -13,6 +13,7 @@ from tests.test_lightning import experiment, fit
 
 
 def machine(monkeypatch, *, amx=False, cuda=False, tensor_cores=False):
+    monkeypatch.delenv("ESPACE_PRECISION", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: tensor_cores)
@@ -39,6 +40,12 @@ def test_an_older_torch_that_cannot_tell_gets_32_bits(monkeypatch):
     machine(monkeypatch)
     with contextlib.suppress(AttributeError):
         monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert precision.default_precision("cpu") == "32-true"
+
+
+def test_the_environment_decides_for_all_that_does_not_say(monkeypatch):
+    machine(monkeypatch, amx=True)
+    monkeypatch.setenv("ESPACE_PRECISION", "32-true")
     assert precision.default_precision("cpu") == "32-true"
 
 
