@@ -182,8 +182,13 @@ def predict(
             report.progress("rows", done, total)
         report.done_reading()
         if not quiet:
-            scores = f" and {len(trained.scores)} scores" if trained.scores else ""
-            typer.echo(f"{done:,} rows with {len(trained.model.chain.addresses)} probabilities{scores}: {out}")
+            typer.echo(f"{done:,} rows with {_columns_of(trained)}: {out}")
+
+
+def _columns_of(run: Any) -> str:
+    chain = run.model.chain
+    kinds = {"probabilities": chain.addresses, "expectations": chain.expectations, "scores": run.scores}
+    return ", ".join(f"{len(found)} {kind}" for kind, found in kinds.items() if found)
 
 
 @app.command(name="list")

@@ -42,8 +42,8 @@ class RowAdam:
         threads, (n, width) = _threads(len(rows)), grads.shape
         if self._found.shape[0] < threads or self._found.shape[1] < n:
             self._found, self._sums = np.empty((threads, n), np.int64), np.empty((threads, n, width), np.float32)
-        given = rows.numpy(), grads.numpy(), self._mark, self._found, self._sums, _numbers(options), int(step)
-        _run(threads, _step, _step_in_threads, self._tensors, *given)
+        gradient, room = (rows.numpy(), grads.numpy()), (self._mark, self._found, self._sums)
+        _run(threads, _step, _step_in_threads, self._tensors, gradient, room, _numbers(options), int(step))
 
     def catch_up(self, rows: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
         """Bring `rows`, (n,), through all steps up to `step` that they have not had, without a gradient."""
@@ -89,21 +89,12 @@ def _corrections(numbers: Any, step: int) -> Any:
 
 
 @njit(error_model="numpy", cache=True)
-def _step(
-    tensors: Any,
-    rows: Any,
-    grads: Any,
-    mark: Any,
-    found: Any,
-    sums: Any,
-    numbers: Any,
-    step: int,
-    thread: int,
-    threads: int,
-) -> None:
+def _step(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, thread: int, threads: int) -> None:
     table, first, second, seen = tensors
+    rows, grads = gradient
+    mark, founds, sums_of = room
+    found, sums, count = founds[thread], sums_of[thread], 0
     size, root = _corrections(numbers, step)
-    found, sums, count = found[thread], sums[thread], 0
     for i in range(len(rows)):
         row = rows[i]
         if row % threads != thread:
@@ -147,19 +138,9 @@ def _catch_up(tensors: Any, rows: Any, numbers: Any, step: int, thread: int, thr
 
 
 @njit(parallel=True, error_model="numpy", cache=True)
-def _step_in_threads(
-    tensors: Any,
-    rows: Any,
-    grads: Any,
-    mark: Any,
-    found: Any,
-    sums: Any,
-    numbers: Any,
-    step: int,
-    threads: int,
-) -> None:
+def _step_in_threads(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, threads: int) -> None:
     for thread in prange(threads):
-        _step(tensors, rows, grads, mark, found, sums, numbers, step, thread, threads)
+        _step(tensors, gradient, room, numbers, step, thread, threads)
 
 
 @njit(parallel=True, error_model="numpy", cache=True)

@@ -361,7 +361,7 @@ def run(trained, tmp_path_factory):
 def test_scores_are_columns_beside_the_probabilities(run) -> None:
     said, found = run("scores.ecpm=conversion * bid", "scores.blend=click ** 0.5 * conversion_given_click")
     assert said.code == 0, said
-    assert "600 rows with 3 probabilities and 2 scores" in said.out
+    assert "600 rows with 3 probabilities, 2 scores" in said.out
     assert found.column_names[-2:] == ["score_ecpm", "score_blend"]
     p = {name: found[f"p_{name}"].to_numpy() for name in PREDICTED}
     assert found["score_ecpm"].null_count == 1
