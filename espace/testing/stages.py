@@ -63,10 +63,7 @@ class StageTests:
         z = _logits(kind)
         log_prob, log_not_prob = kind(z)
         torch.autograd.backward(log_prob.sum() + 2 * log_not_prob.sum())
-        assert z.grad is not None
-        assert z.grad.any(dim=0).all(), "every logit gets a gradient"
-        dead = [n for n, p in kind.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-        assert not dead, f"every parameter gets a gradient; these do not: {', '.join(dead)}"
+        _all_learn(kind, z)
 
     def test_rows_do_not_see_each_other(self) -> None:
         kind = self.build().eval()
@@ -178,10 +175,7 @@ class ValueTests:
         kind = self.build()
         z = _logits(kind)
         kind.log_density(z, self.amounts(kind)).sum().backward()
-        assert z.grad is not None
-        assert z.grad.any(dim=0).all(), "every logit gets a gradient"
-        dead = [n for n, p in kind.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-        assert not dead, f"every parameter gets a gradient; these do not: {', '.join(dead)}"
+        _all_learn(kind, z)
 
     def test_rows_do_not_see_each_other(self) -> None:
         kind = self.build().eval()
@@ -224,3 +218,11 @@ def _within(limits: tuple[float, float], t: Tensor) -> tuple[Tensor, Tensor]:
 def _logits(kind: Any) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     return torch.randn(_ROWS, kind.logits, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def _all_learn(kind: Any, z: Tensor) -> None:
+    """Every column of the logits, (batch, logits), and every parameter has a gradient."""
+    assert z.grad is not None
+    assert z.grad.any(dim=0).all(), "every logit gets a gradient"
+    dead = [n for n, p in kind.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not dead, f"every parameter gets a gradient; these do not: {', '.join(dead)}"
