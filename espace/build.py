@@ -17,12 +17,12 @@ from espace.data.encode import Encoder, Layout
 from espace.data.stream import Sampler
 from espace.embedding import Embedding
 from espace.errors import ConfigError, EspaceError
-from espace.evaluation import metrics_of
 from espace.features import FeatureSpec
 from espace.model import Model
 from espace.plugins import Registry
 from espace.probability import Scored, ScoredValue
 from espace.scores import Score, parse, predictions
+from espace.spaces import Space, spaces
 
 
 def make(registry: Registry, kind: str, component: Component, *given: Any, where: str) -> Any:
@@ -252,37 +252,65 @@ def sampling_of(config: Config, registry: Registry) -> str | None:
     return f"sampler: {getattr(sampler, 'effect', f'{config.sampler.type} chooses the rows')}{told}."
 
 
-def build_metrics(config: Config, registry: Registry) -> dict[str, Metric]:
-    """One metric of each kind, to be copied for every probability."""
-    return {n: make(registry, "metrics", c, where=f"metrics.{n}") for n, c in config.metrics.items()}
+def build_metrics(config: Config, registry: Registry) -> dict[str, dict[str, Metric]]:
+    """`{what is judged: {name: metric}}`, each to be copied: all metrics of its kind, those with `of` where they name it.
 
-
-def spaces_of(config: Config) -> dict[str, tuple[str, str | None, str | None]]:
-    """What is judged where: `{name: (stage, given, column of potential outcomes)}`.
-
-    Every probability of the chain on its own space, and those with potential outcomes (`data.potential`) on all rows too. The
-    expectations of values, `(value, given, None)`, come last.
+    Raises ConfigError when `of` names what a metric cannot judge, and when two metrics of one thing compute one name.
     """
-    chain = chain_of(config)
-    found: dict[str, tuple[str, str | None, str | None]] = {
-        name: (stage, given, None) for name, (stage, given) in chain.addresses.items()
+    return {
+        space: {n: metric for n, (metric, _) in found.items()} for space, found in _judging(config, registry).items()
     }
-    for name, column in config.data.potential.items():
-        stage, given = chain.addresses[name]
-        found[f"{name}_entire_space"] = (stage, given, column)
-    return found | {name: (amount, given, None) for name, (amount, given) in chain.expectations.items()}
+
+
+def spaces_of(config: Config) -> dict[str, Space]:
+    """What is judged where, by name."""
+    return spaces(chain_of(config), config.data.potential)
 
 
 def metric_names(config: Config, registry: Registry) -> list[str]:
-    """Every name that `monitor` may take."""
-    objective = build_objective(config, registry)
-    found = ["val/loss", *(f"val/loss/{term}" for term in objective.terms)]
-    metrics, expectations = build_metrics(config, registry), chain_of(config).expectations
-    values = {
-        of_values: [name for m in metrics_of(metrics, of_values).values() for name in _values_of(m, nothing)]
-        for of_values, nothing in _nothing_scored(extras_of(config)).items()
-    }
-    return found + [f"val/{space}/{value}" for space in spaces_of(config) for value in values[space in expectations]]
+    """Every name that `monitor` may take. Raises as `build_metrics`."""
+    found = ["val/loss", *(f"val/loss/{term}" for term in build_objective(config, registry).terms)]
+    for space, judging in _judging(config, registry).items():
+        found += [f"val/{space}/{value}" for _, values in judging.values() for value in values]
+    return found
+
+
+def _judging(config: Config, registry: Registry) -> dict[str, dict[str, tuple[Metric, list[str]]]]:
+    """`{what is judged: {name: (metric, the names that it computes)}}`. Raises as `build_metrics`."""
+    expectations, nothing = chain_of(config).expectations, _nothing_scored(extras_of(config))
+    found: dict[str, dict[str, tuple[Metric, list[str]]]] = {space: {} for space in spaces_of(config)}
+    problems = []
+    for name, part in config.metrics.items():
+        metric = make(registry, "metrics", part, where=f"metrics.{name}")
+        of_values = getattr(metric, "of_values", False)
+        values = _values_of(metric, nothing[of_values])
+        own = [space for space in found if (space in expectations) == of_values]
+        problems += [_not_judged(name, part.type, space, of_values) for space in part.of or () if space not in own]
+        judged = own if part.of is None else [space for space in own if space in part.of]
+        problems += [p for space in judged if (p := _computed_twice(name, part, values, space, found[space]))][:1]
+        for space in judged:
+            found[space][name] = metric, values
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _not_judged(name: str, kind: str, space: str, of_values: bool) -> str:
+    what = ["the expectation of a value", "a probability"]
+    asked, right = what[::-1] if of_values else what
+    return f"metrics.{name}.of: '{space}' is {asked}, but {kind} judges {right}. Name {right}, or take another metric."
+
+
+def _computed_twice(
+    name: str, part: Component, values: list[str], space: str, others: Mapping[str, tuple[Metric, list[str]]]
+) -> str | None:
+    for other, (_, computed) in others.items():
+        if both := [value for value in values if value in computed]:
+            mend = (
+                "Give it a name" if "name" in part.options else "Remove one of them, or let each judge others with of"
+            )
+            return f"metrics.{name}: it computes '{both[0]}' of '{space}', and so does metrics.{other}. {mend}."
+    return None
 
 
 def _values_of(metric: Metric, nothing: Scored | ScoredValue) -> list[str]:
@@ -331,9 +359,11 @@ def rows_at_once(config: Config) -> int:
 
 
 def extras_of(config: Config) -> dict[str, Any]:
-    """Columns that metrics want besides the labels: group keys of metrics with an option `by`, potential outcomes."""
-    keys = {c.options["by"]: "key" for c in config.metrics.values() if isinstance(c.options.get("by"), str)}
-    return {**keys, **dict.fromkeys(config.data.potential.values(), "value")}
+    """Columns that metrics want besides the labels: potential outcomes, and what the options `by` and `column` name."""
+    read = [metric.reads for metric in config.metrics.values()]
+    keys, truths = ([columns[option] for columns in read if option in columns] for option in ("by", "column"))
+    potential = dict.fromkeys(config.data.potential.values(), "value")
+    return {**dict.fromkeys(keys, "key"), **potential, **dict.fromkeys(truths, "probability")}
 
 
 def layout_without_data(config: Config) -> Layout:

@@ -120,7 +120,8 @@ class Checkpoints(pl.Callback):
     def _save(self, trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
         module = trainer.lightning_module
         assert isinstance(module, Training), "made together"
-        module.settle()
+        if weights_only:
+            module.settle()
         check_weights(trainer)
         trainer.save_checkpoint(self.folder / f"{name}.ckpt", weights_only)
 

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-import espace.config as configuration
-from espace.batch import Batch, Labels
-from espace.build import spaces_of
-from espace.comparison import Comparison, Planned
-from espace.errors import RunError
-from espace.evaluation import scored
-from espace.experiment import Experiment, evaluate_run
-from espace.outcome import Compared, Outcome, Values
-from espace.probability import Probabilities
+from espace.comparison import Comparison
+from espace.errors import EspaceError, RunError
+from espace.experiment import Experiment
+from espace.judged import Judged, Values, Wanted, is_judged, judge, numbers, product, put
+from espace.outcome import Compared, Outcome
+from espace.planned import Planned
 from espace.report import Report
-from espace.runs import load, writing
+from espace.runs import writing
 from espace.statistics import Difference, Ranked, difference, holm, replicates
 from espace.workers import Task, run
 
-_FIT, _TEST, _ROWS = "finished.json", "test.json", "test.npz"
+_FIT = "finished.json"
 
 
 class Comparing:
@@ -42,39 +33,78 @@ class Comparing:
 
     def __init__(self, comparison: Comparison, folder: Path, workers: int, report: Report) -> None:
         self.comparison, self.folder, self.workers, self.report = comparison, folder, workers, report
-        self.planned = comparison.runs()
-        self.outcome = Outcome(comparison, self.planned)
-
-    def place(self, planned: Planned) -> Path:
-        """The run folder."""
-        return self.folder / "runs" / planned.digest
+        self.outcome = Outcome(comparison, comparison.runs())
+        self.runs = folder / "runs"
 
     def run(self) -> Outcome:
         """Train, choose, judge, compare, write. Failed runs are in the outcome."""
-        fits, base = {p.digest: p for p in self.planned}, self.comparison.base
-        self._do("train", [p for p in fits.values() if not (self.place(p) / _FIT).exists()], partial(_fit, base))
-        for digest, planned in fits.items():
-            if (self.place(planned) / _FIT).exists():
-                results = json.loads((self.place(planned) / "results.json").read_text())
-                self.outcome.validation[digest] = _numbers(results, "val/")
+        self._train()
         self.outcome.chosen = list(self._choose())
-        tests, spaces = {p.digest: p for p in self.outcome.chosen}, tuple(self.comparison.spaces)
-        undone = [p for p in tests.values() if not _is_judged(self.place(p), p, spaces)]
-        self._do("test", undone, partial(_test, base, spaces))
-        rows = {d: self._read(p) for d, p in tests.items() if _is_judged(self.place(p), p, spaces)}
-        self.outcome.chosen = [p for p in self.outcome.chosen if p.digest in rows]
-        self._compare(rows)
+        judged = self._judge()
+        for condition, share in self.comparison.groups:
+            self._compare(condition, share, _Rows(self.comparison, self.runs, judged))
+        self.outcome.chosen = [p for p in self.outcome.chosen if p in self.outcome.test]
         self.outcome.write(self.folder, self.report)
         return self.outcome
 
-    def _do(self, what: str, undone: Sequence[Planned], work: Callable[[Path, Planned], object]) -> None:
+    def _train(self) -> None:
+        """Helpers, then what may use them."""
+        helpers = _first(self.outcome.helpers)
+        fits = _first(p for p in self.outcome.planned if not p.columns)
+        self._train_all("helpers", helpers)
+        for digest, planned in list(fits.items()):
+            behind = [helpers[d] for d in (digest, *(d for _, d in planned.uses)) if d in helpers]
+            failed = next((helper for helper in behind if not self._is_trained(helper)), None)
+            if failed is not None and not self._is_trained(planned):
+                del fits[digest]
+                why = "the same run as" if failed.digest == digest else "not trained, since it uses"
+                self.outcome.failed[str(planned)] = (
+                    f"it is {why} the {failed}, which failed: {self.outcome.failed[str(failed)]}"
+                )
+                self.report.warn(f"{planned}: {self.outcome.failed[str(planned)]}")
+        self._train_all("runs", fits)
+        for digest in (d for d, planned in fits.items() if self._is_trained(planned)):
+            results = json.loads((self.runs / digest / "results.json").read_text())
+            self.outcome.validation[digest] = numbers(results, "val/")
+
+    def _train_all(self, kind: str, fits: Mapping[str, Planned]) -> None:
+        undone = {
+            p: partial(_fit, self.comparison.base, self.runs, p) for p in fits.values() if not self._is_trained(p)
+        }
+        if fits:
+            self._do("train", f"{len(fits)} {kind}", len(fits), undone)
+
+    def _is_trained(self, planned: Planned) -> bool:
+        return (self.runs / planned.digest / _FIT).exists()
+
+    def _judge(self) -> set[str]:
+        """Read the test rows of what was chosen, and of helpers that are in products: what was judged."""
+        products = self.comparison.products
+        own = Wanted(tuple(self.comparison.spaces), tuple(dict.fromkeys(p.conditional for p in products.values())))
+        todo = {p.judged: (p, own) for p in self.outcome.chosen}
+        for helper in (h for h in self.outcome.helpers if self._is_trained(h)):
+            parents = tuple(
+                self.comparison.steps[p.conditional][1] for p in products.values() if p.parent == helper.name
+            )
+            planned, wanted = todo.get(helper.judged, (helper, Wanted()))
+            if parents:
+                todo[helper.judged] = planned, wanted | Wanted((), parents)
+        stems = {judged: self.runs / judged for judged in todo}
+        undone = {
+            planned: partial(judge, self.comparison.base, wanted, self.runs, planned)
+            for judged, (planned, wanted) in todo.items()
+            if not is_judged(stems[judged], wanted)
+        }
+        self._do("test", f"{len(todo)} runs", len(todo), undone)
+        return {judged for judged, (_, wanted) in todo.items() if is_judged(stems[judged], wanted)}
+
+    def _do(self, what: str, told: str, all_runs: int, undone: Mapping[Planned, Callable[[], object]]) -> None:
         """Do one thing with runs, in processes; tell each that ends."""
-        all_runs = len({p.digest for p in (self.planned if what == "train" else self.outcome.chosen)})
-        before = all_runs - len(undone)
-        self.report.tell(f"{what}: {all_runs} runs, {before} done before, {self.workers} at a time")
-        tasks = [Task(partial(work, self.place(p), p), self._log(p), p.share) for p in undone]
+        before, runs = all_runs - len(undone), list(undone)
+        self.report.tell(f"{what}: {told}, {before} done before, {self.workers} at a time")
+        tasks = [Task(work, self._log(p), p.share) for p, work in undone.items()]
         for count, done in enumerate(run(tasks, self.workers), before + 1):
-            planned = undone[done.number]
+            planned = runs[done.number]
             if done.failed is not None:
                 self.outcome.failed[str(planned)] = done.failed
                 self.report.warn(f"{planned}: {what} failed. {done.failed} (log: {self._log(planned)})")
@@ -82,19 +112,17 @@ class Comparing:
             self.report.tell(f"{what} {count}/{all_runs}: {planned}, {_duration(done.seconds)}{left}")
 
     def _log(self, planned: Planned) -> Path:
-        return self.place(planned).with_suffix(".log")
+        return (self.runs / planned.digest).with_suffix(".log")
 
     def _choose(self) -> Iterator[Planned]:
-        """Of each variant and share the finished runs of the setting that is best on validation, on average over seeds.
-
-        A setting of which a run failed is not chosen where there is another.
-        """
+        """Of each variant, condition and share the finished runs of the setting that is best on validation, on average over
+        seeds, and all of those that are not trained. A setting of which a run failed is not chosen where there is another."""
         by, values = self.comparison.keys.choose_by, self.outcome.validation
-        for _, group in groupby(self.planned, lambda p: p.variant):
+        for _, group in groupby(self.outcome.planned, lambda p: p.name):
             runs = list(group)
-            for share in self.comparison.keys.shares:
+            for here in self.comparison.groups:
                 settings: dict[tuple[str, ...], list[Planned]] = {}
-                for planned in (p for p in runs if p.share == share):
+                for planned in (p for p in runs if p.group == here):
                     settings.setdefault(planned.setting, []).append(planned)
                 best = next(iter(settings))
                 if by is not None and len(settings) > 1:
@@ -105,46 +133,84 @@ class Comparing:
                     if not whole:
                         continue
                     best = (max if by.mode == "max" else min)(whole, key=whole.__getitem__)
-                yield from (p for p in settings[best] if p.digest in values)
+                yield from (p for p in settings[best] if p.columns or p.digest in values)
 
-    def _read(self, planned: Planned) -> dict[str, Ranked]:
-        """The test rows of a run, ranked; its AUCs are those of them, without the bins of the metric."""
-        self.outcome.test[planned.digest] = _numbers(json.loads((self.place(planned) / _TEST).read_text())["metrics"])
-        with np.load(self.place(planned) / _ROWS) as kept:
-            ranked = {
-                space: Ranked.of(kept[f"{space}/log_odds"], kept[f"{space}/labels"], kept[f"{space}/weights"])
-                for space in self.comparison.spaces
-            }
-        self.outcome.test[planned.digest] |= {f"{space}/auc": one.auc() for space, one in ranked.items()}
-        return ranked
-
-    def _compare(self, rows: Mapping[str, Mapping[str, Ranked]]) -> None:
+    def _compare(self, condition: str, share: float, rows: _Rows) -> None:
+        """Read what was kept of the runs of one condition and share, and tell the variants apart."""
         keys, against = self.comparison.keys, self.comparison.against
-        found = {(p.variant, p.share, p.seed): p.digest for p in self.outcome.chosen}
-        for share, metric in itertools.product(keys.shares, keys.report):
+        runs = [p for p in self.outcome.chosen if p.group == (condition, share) and p.judged in rows.judged]
+        for planned in runs:
+            try:
+                self.outcome.test[planned] = rows.values(planned)
+            except EspaceError as error:
+                self.outcome.failed[str(planned)] = str(error)
+                self.report.warn(f"{planned}: {error}")
+        for metric in keys.report:
             differences = {}
             for variant in (v for v in keys.variants if v != against):
-                sides = [[found.get((v, share, seed)) for seed in keys.seeds] for v in (variant, against)]
-                pairs = [(a, b) for a, b in zip(*sides, strict=True) if a is not None and b is not None]
-                if pairs:
+                if pairs := self._pairs(runs, variant, metric):
                     differences[variant] = (self._difference(pairs, metric, rows), len(pairs))
             told = {variant: one.p for variant, (one, _) in differences.items() if not math.isnan(one.p)}
             ps = dict(zip(told, holm(list(told.values())), strict=True))
             for variant, (one, seeds) in differences.items():
-                self.outcome.differences[share, metric, variant] = Compared(one, ps.get(variant, math.nan), seeds)
+                self.outcome.differences[condition, share, metric, variant] = Compared(
+                    one, ps.get(variant, math.nan), seeds
+                )
 
-    def _difference(
-        self, pairs: Sequence[tuple[str, str]], metric: str, rows: Mapping[str, Mapping[str, Ranked]]
-    ) -> Difference:
+    def _pairs(self, runs: Sequence[Planned], variant: str, metric: str) -> list[tuple[Planned, Planned]]:
+        """Runs of a variant and of `against` with the same seed that have the metric; each two values once."""
+        of = {(p.name, p.seed): p for p in runs if metric in self.outcome.test.get(p, {})}
+        space = metric.rpartition("/")[0]
+        found = {}
+        for seed in self.comparison.keys.seeds:
+            a, b = (of.get((name, seed)) for name in (variant, self.comparison.against))
+            if a is not None and b is not None:
+                found[a.behind(space), b.behind(space)] = a, b
+        return list(found.values())
+
+    def _difference(self, pairs: Sequence[tuple[Planned, Planned]], metric: str, rows: _Rows) -> Difference:
         """Of the mean over the seeds. Test rows are drawn anew where all runs were judged on the same ones."""
-        nan, test = math.nan, self.outcome.test
-        by_seed = np.array([test[a].get(metric, nan) - test[b].get(metric, nan) for a, b in pairs])
+        test = self.outcome.test
+        by_seed = np.array([test[a][metric] - test[b][metric] for a, b in pairs])
         space, _, name = metric.rpartition("/")
-        ranked = [rows[d][space] for pair in pairs for d in pair] if name == "auc" else []
+        ranked = [rows.ranked(p, space) for pair in pairs for p in pair] if name == "auc" else []
         if not ranked or not all(_same_rows(ranked[0], one) for one in ranked[1:]):
             return difference(by_seed)
         found = replicates(ranked)
         return difference(by_seed, (found[::2] - found[1::2]).mean(0))
+
+
+class _Rows:
+    """What runs of one condition and share were judged by, with their test rows ranked.
+
+    judged: what there is, see `Planned.judged`.
+    """
+
+    def __init__(self, comparison: Comparison, runs: Path, judged: set[str]) -> None:
+        self.comparison, self.runs, self.judged = comparison, runs, judged
+        self._ranked: dict[tuple[str, tuple[str, ...]], Ranked] = {}
+
+    def values(self, planned: Planned) -> Values:
+        """The metrics of a run; its AUCs are exact, without the bins of the metric.
+
+        Raises DataError where a product is of different rows.
+        """
+        judged = Judged(self.runs / planned.judged)
+        found = dict(judged.metrics)
+        for space in self.comparison.spaces:
+            ranked = self._ranked[space, planned.behind(space)] = judged.ranked(space)
+            found[f"{space}/auc"] = ranked.auc()
+        for name, parent in (pair for pair in planned.parents if pair[1] in self.judged):
+            conditional = self.comparison.products[name].conditional
+            step = self.comparison.steps[conditional]
+            values, ranked = product(judged, Judged(self.runs / parent), conditional, step)
+            self._ranked[name, planned.behind(name)] = ranked
+            found |= {f"{name}/{metric}": value for metric, value in values.items()} | {f"{name}/auc": ranked.auc()}
+        return found
+
+    def ranked(self, planned: Planned, space: str) -> Ranked:
+        """The rows of a probability, or a product, of a run of which the values were asked for."""
+        return self._ranked[space, planned.behind(space)]
 
 
 def compare(
@@ -165,12 +231,10 @@ def compare(
     return Comparing(comparison, folder.resolve(), max(1, workers), report or Report(quiet=True)).run()
 
 
-# -- in a process of its own
-
-
-def _fit(base: Path, place: Path, planned: Planned) -> None:
-    """Train a run without sight of the test rows, from where an earlier try was cut off."""
-    experiment = Experiment.from_yaml(base, [*planned.overrides, "data.test=null"])
+def _fit(base: Path, runs: Path, planned: Planned) -> None:
+    """Train a run without sight of the test rows, from where an earlier try was cut off; in a process of its own."""
+    place, overrides = runs / planned.digest, planned.overrides_in(runs)
+    experiment = Experiment.from_yaml(base, [*overrides, "data.test=null"])
     quiet = Report(quiet=True)
     done = False
     if (place / "checkpoints" / "last.ckpt").exists():
@@ -179,69 +243,21 @@ def _fit(base: Path, place: Path, planned: Planned) -> None:
     if not done:
         shutil.rmtree(place, ignore_errors=True)
         experiment.fit(place, report=quiet)
-    _put(place / _FIT, json.dumps({"run": str(planned), "overrides": planned.overrides}, indent=2))
+    put(place / _FIT, json.dumps({"run": str(planned), "overrides": overrides}, indent=2))
 
 
-def _test(base: Path, spaces: Sequence[str], place: Path, planned: Planned) -> None:
-    """Judge a run on the test rows, and keep what its AUCs come from."""
-    trained = load(place)
-    config = configuration.load(base, planned.overrides, trained.registry)
-    kept = _Kept({name: spaces_of(config)[name] for name in spaces})
-    found = evaluate_run(trained, config, "test", Report(quiet=True), kept.see)
-    partial_file = place / f".{_ROWS}.partial.npz"
-    np.savez_compressed(partial_file, **kept.columns())  # type: ignore[arg-type]
-    os.replace(partial_file, place / _ROWS)
-    metrics = {name: value if math.isfinite(value) else None for name, value in found.metrics.items()}
-    _put(place / _TEST, json.dumps({"data": planned.data, "spaces": list(spaces), "metrics": metrics}, indent=2))
-
-
-class _Kept:
-    """Log-odds, labels and weights of the rows of some spaces."""
-
-    def __init__(self, spaces: Mapping[str, tuple[str, str | None, str | None]]) -> None:
-        self.spaces = spaces
-        self._found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in spaces}
-
-    def see(self, p: Probabilities, batch: Batch) -> None:
-        """Add the rows of a batch."""
-        labels = Labels(p.chain, batch.labels, batch.amounts)
-        for name, address in self.spaces.items():
-            rows = scored(p, batch, labels, *address)
-            odds = rows.log_prob.double() - rows.log_not_prob.double()
-            self._found[name].append((odds.float(), rows.labels.to(torch.int8), rows.weights))
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """`{<space>/log_odds, <space>/labels, <space>/weights: (rows,)}`."""
-        return {
-            f"{space}/{name}": torch.cat(column).numpy()
-            for space, found in self._found.items()
-            for name, column in zip(("log_odds", "labels", "weights"), zip(*found, strict=True), strict=True)
-        }
-
-
-def _put(path: Path, text: str) -> None:
-    """Write a file at once: while it is not there, the work that it tells of is not done."""
-    partial_file = path.with_suffix(".partial")
-    partial_file.write_text(text + "\n")
-    partial_file.replace(path)
-
-
-def _is_judged(place: Path, planned: Planned, spaces: Sequence[str]) -> bool:
-    if not (place / _TEST).exists():
-        return False
-    found = json.loads((place / _TEST).read_text())
-    return found["data"] == planned.data and set(spaces) <= set(found["spaces"])
+def _first(runs: Iterable[Planned]) -> dict[str, Planned]:
+    """By digest, of those with the same one the first."""
+    found: dict[str, Planned] = {}
+    for planned in runs:
+        found.setdefault(planned.digest, planned)
+    return found
 
 
 def _same_rows(one: Ranked, other: Ranked) -> bool:
     """Whether labels and weights are the same, row by row."""
     same = np.array_equal(one.positives, other.positives) and np.array_equal(one.weights, other.weights)
     return same and len(one.negatives) == len(other.negatives)
-
-
-def _numbers(values: Mapping[str, float | None], prefix: str = "") -> Values:
-    found = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-    return {name: math.nan if value is None else value for name, value in found.items()}
 
 
 def _mean(values: Iterator[float | None]) -> float:

@@ -1,225 +1,199 @@
-"""The YAML of a comparison: variants of one experiment, seeds, shares of the training rows, and what to report."""
-# ruff: noqa: RUF012, pydantic gives every instance a default of its own
+"""A comparison: variants of one experiment, under conditions, over seeds and shares of the training rows, and all of its runs."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import itertools
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from annotated_types import Gt, Le, MinLen
 
 import espace.config as configuration
-from espace.build import metric_names
-from espace.config import Config
-from espace.config.validate import Section, check
-from espace.config.yamlfile import Key, Problem, Source, read, show
+from espace.build import chain_of
+from espace.comparison_checks import (
+    Steps,
+    helper_problems,
+    product_problems,
+    stand_in,
+    steps_of,
+    variant_problems,
+)
+from espace.comparison_keys import Product, Variant, keys_of, override
+from espace.config.yamlfile import Key, Problem, read
 from espace.errors import ConfigError, EspaceError, did_you_mean
-from espace.experiment import Experiment, open_parts
-from espace.plugins import Registry, is_file
+from espace.experiment import Experiment
+from espace.planned import Digests, Planned
 
-_VERSION = 1
-_OURS = ("seed", "data.share")  # what the comparison itself sets
-
-
-class Variant(Section):
-    """Overrides of the base, and options of which the best value on validation is taken."""
-
-    overrides: list[str] = []
-    choose: dict[str, Annotated[list[Any], MinLen(1)]] = {}
-
-    @property
-    def settings(self) -> list[tuple[str, ...]]:
-        """Overrides for every combination of the values to choose from; one without any where there is nothing to choose."""
-        return [tuple(map(_override, self.choose, v)) for v in itertools.product(*self.choose.values())]
-
-
-def _override(key: str, value: object) -> str:
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
-
-
-class ChooseBy(Section):
-    """The validation metric that chooses among the settings of a variant."""
-
-    metric: str
-    mode: Literal["min", "max"]
-
-
-class Keys(Section):
-    """All keys of the file."""
-
-    name: str | None = None
-    base: str
-    overrides: list[str] = []
-    seeds: Annotated[list[int], MinLen(1)] = [0]
-    shares: Annotated[list[Annotated[float, Gt(0), Le(1)]], MinLen(1)] = [1.0]
-    report: Annotated[list[str], MinLen(1)]
-    variants: dict[str, Variant]
-    choose_by: ChooseBy | None = None
-    against: str | None = None
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One run: its place in the comparison, how it departs from the base, and a digest of all that decides its result.
-
-    setting: the values among which was to be chosen; data: fingerprint of the test rows.
-    """
-
-    variant: str
-    setting: tuple[str, ...]
-    share: float
-    seed: int
-    overrides: tuple[str, ...]
-    digest: str
-    data: str
-
-    def __str__(self) -> str:
-        share = "" if self.share == 1 else f", {self.share:g} of the rows"
-        return f"{self.variant}{share}, seed {self.seed}{''.join(f', {s}' for s in self.setting)}"
+Cell = tuple[str, float, int]  # condition, share, seed
 
 
 class Comparison:
     """A checked comparison.
 
-    Attributes: keys (the file), name, base (the path of the experiment), against (the variant that others are compared with).
+    Attributes: keys (the file), name, base (the path of the experiment), against (the variant that others are compared with),
+    conditions (overrides by name; one without a name where the file has none), steps (stage and parent by conditional).
     Raises ConfigError with every problem of the file, and of the experiments that it makes, at once; DataError for data that is
     not there.
     """
 
+    steps: Steps
+
     def __init__(self, path: str | Path, overrides: Sequence[str] = ()) -> None:
         path = Path(path)
-        source = read(path)
-        self.keys = _checked(source)
+        self._source = read(path)
+        self.keys = keys_of(self._source)
         self.name = self.keys.name or path.stem
         self.base = path.parent / self.keys.base
         self.against = self.keys.against or next(iter(self.keys.variants))
+        self.conditions = self.keys.conditions or {"": []}
         self._overrides = (*self.keys.overrides, *overrides)
-        source.refuse(self._problems())
+        self._helpers = {name: Variant(overrides=texts) for name, texts in self.keys.helpers.items()}
+        self._source.refuse(self._problems())
+
+    @property
+    def products(self) -> dict[str, Product]:
+        """The products of which something is reported."""
+        return {name: p for name, p in self.keys.products.items() if name in self.keys.reported()}
 
     @property
     def spaces(self) -> list[str]:
-        """The probabilities of which an AUC is reported."""
-        return [space for space, _, metric in (n.rpartition("/") for n in self.keys.report) if metric == "auc"]
+        """The probabilities of a model of which an AUC is reported."""
+        return [space for space in self.keys.reported(("auc",)) if space not in self.keys.products]
+
+    @property
+    def groups(self) -> list[tuple[str, float]]:
+        """Every condition and share, within each of which runs are compared."""
+        return list(itertools.product(self.conditions, self.keys.shares))
 
     def runs(self) -> list[Planned]:
-        """Every run, in the order of the file; runs with the same digest are one. Opens the data."""
-        seen = _Fingerprints()
-        return [
-            self._planned(name, setting, share, seed, seen)
+        """Every run, helpers first, then in the order of the file; runs with the same digest are one. Opens the data.
+
+        Raises ConfigError for columns that the test rows lack.
+        """
+        planner = _Planner(self)
+        cells = list(itertools.product(self.conditions, self.keys.shares, self.keys.seeds))
+        needed = {used for variant in self.keys.variants.values() for used in variant.uses.values()}
+        needed |= {product.parent for product in self.products.values()}
+        named = [(name, helper) for name, helper in self._helpers.items() if name in needed]
+        helpers = [planner.helper(name, helper, cell) for name, helper in named for cell in cells]
+        runs = [
+            planner.variant(name, variant, setting, cell)
             for name, variant in self.keys.variants.items()
             for setting in variant.settings
-            for share in self.keys.shares
-            for seed in self.keys.seeds
+            for cell in cells
         ]
+        self._source.refuse(planner.problems)
+        return [*helpers, *runs]
 
-    def _planned(self, name: str, setting: tuple[str, ...], share: float, seed: int, seen: _Fingerprints) -> Planned:
-        overrides = (*self._of(name, setting), f"data.share={share}", f"seed={seed}")
-        config, registry = configuration.load_with_plugins(self.base, overrides)
-        trained, judged = seen.of(config, registry)
-        tree = config.to_dict()
-        for key in ("test", "workers", "keep_encoded"):
-            tree["data"].pop(key)
-        code = [_content(p) for p in config.plugins if is_file(p)]
-        facts = [_VERSION, importlib.metadata.version("espace"), tree, trained, code]
-        return Planned(name, setting, share, seed, overrides, _digest(facts), judged)
-
-    def _of(self, name: str, setting: Sequence[str]) -> tuple[str, ...]:
-        return (*self._overrides, *self.keys.variants[name].overrides, *setting)
+    def overrides_of(self, variant: Variant, condition: str, setting: Sequence[str] = ()) -> tuple[str, ...]:
+        """How a variant departs from the base under a condition, without share, seed and what it uses."""
+        return (*self._overrides, *self.conditions[condition], *variant.overrides, *setting)
 
     def _problems(self) -> Iterator[Problem]:
         """What is wrong with the experiments, and with what is asked of them; the base first, since all others have its."""
-        try:
-            Experiment.from_yaml(self.base, self._overrides)
-        except EspaceError as error:
-            yield from (Problem(("base",), text) for text in _texts(error))
+        base, problems = self._tried(("base",), self._overrides)
+        if base is not None:
+            self.steps = steps_of(chain_of(base.config))
+            problems = list(product_problems(self.keys, base))
+        yield from problems
+        if problems:
             return
+        told: set[Key] = set()
+        for condition, overrides in self.conditions.items():
+            _, problems = self._tried(("conditions", condition), (*self._overrides, *overrides))
+            yield from problems
+            if not problems:
+                yield from self._under(condition, told)
+
+    def _under(self, condition: str, told: set[Key]) -> Iterator[Problem]:
+        """What is wrong with helpers and variants under a condition; in `told` are those of which something was said."""
+        helpers: dict[str, Experiment] = {}
+        for name, helper in self._helpers.items():
+            key = ("helpers", name)
+            experiment, found = self._tried(key, self.overrides_of(helper, condition), condition)
+            if experiment is not None:
+                helpers[name] = experiment
+                found = list(helper_problems(self.keys, name, experiment, self.steps))
+            yield from _once(key, found, told)
         for name, variant in self.keys.variants.items():
+            key = ("variants", name)
+            used = [override(option, stand_in(helper)) for option, helper in variant.uses.items()]
+            problems = []
             for setting in variant.settings:
-                try:
-                    experiment = Experiment.from_yaml(self.base, self._of(name, setting))
-                except EspaceError as error:
-                    yield from (Problem(("variants", name), text) for text in _texts(error))
-                else:
-                    yield from self._wanted(name, variant, experiment)
+                experiment, found = self._tried(
+                    key, (*self.overrides_of(variant, condition, setting), *used), condition
+                )
+                if experiment is not None:
+                    found = list(variant_problems(self.keys, name, experiment, helpers, self.steps))
+                problems += found
+            yield from _once(key, problems, told)
 
-    def _wanted(self, name: str, variant: Variant, experiment: Experiment) -> Iterator[Problem]:
-        data = experiment.config.data
-        if data.test is None:
-            yield Problem(("variants", name), "it has no data.test, and a comparison judges on test rows. Name them.")
-        if variant.choose and data.validation is None and data.split is None:
-            what = "it has no validation rows to choose by. Name data.validation, or data.split."
-            yield Problem(("variants", name), what)
-        known = [n.removeprefix("val/") for n in metric_names(experiment.config, experiment.registry)]
-        wanted: dict[Key, str] = {("report", i): metric for i, metric in enumerate(self.keys.report)}
-        if self.keys.choose_by and variant.choose:
-            wanted["choose_by", "metric"] = self.keys.choose_by.metric
-        for key, metric in wanted.items():
-            if metric not in known:
-                yield Problem(key, f"'{metric}' is not measured in '{name}'.{did_you_mean(metric, known)}")
+    def _tried(
+        self, key: Key, overrides: Sequence[str], condition: str = ""
+    ) -> tuple[Experiment | None, list[Problem]]:
+        """An experiment, or what is wrong with it."""
+        try:
+            return Experiment.from_yaml(self.base, (*overrides, f"seed={self.keys.seeds[0]}")), []
+        except EspaceError as error:
+            texts = error.problems if isinstance(error, ConfigError) else [str(error)]
+            where = f"under '{condition}': " if condition else ""
+            return None, [Problem(key, f"{where}{text}") for text in texts]
 
 
-def _checked(source: Source) -> Keys:
-    """The keys, or all that is wrong with them. A variant may be just its list of overrides."""
-    variants = source.tree.get("variants")
-    if isinstance(variants, dict):
-        short = {n: {} if v is None else {"overrides": v} if isinstance(v, list) else v for n, v in variants.items()}
-        source.tree["variants"] = short
-    keys, problems = check(Keys, source.tree, ())
-    source.refuse([*problems, *(_contradictions(keys) if keys else ())])
-    assert keys is not None, "there was no problem"
-    return keys
+def _once(key: Key, problems: Sequence[Problem], told: set[Key]) -> Iterator[Problem]:
+    """The problems, unless something was said of `key` before: under another condition there are the same."""
+    if key not in told:
+        yield from problems
+    if problems:
+        told.add(key)
 
 
-def _contradictions(keys: Keys) -> Iterator[Problem]:
-    """What types cannot say."""
-    if not keys.variants:
-        yield Problem(("variants",), "there is none. Write each under a name of its own, as in esmm: [].")
-    for name in ("seeds", "shares", "report"):
-        values = getattr(keys, name)
-        for i, value in enumerate(values):
-            if value in values[:i]:
-                yield Problem((name, i), f"{show(value)} stands there twice. Remove one.")
-    if keys.against is not None and keys.against not in keys.variants:
-        yield Problem(("against",), f"there is no variant '{keys.against}'.{did_you_mean(keys.against, keys.variants)}")
-    for name, variant in keys.variants.items():
-        if variant.choose and keys.choose_by is None:
-            what = "which value is the best? Write choose_by: {metric: ..., mode: max}."
-            yield Problem(("variants", name, "choose"), what)
-        for key in (*variant.choose, *(text.partition("=")[0].strip() for text in variant.overrides)):
-            if key in _OURS:
-                mend = f"the comparison sets {key}. Write {'seeds' if key == 'seed' else 'shares'} at the top instead."
-                yield Problem(("variants", name), mend)
+class _Planner:
+    """Plans the runs of a comparison, those of helpers before those that use them; gathers problems of columns."""
 
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison, self.digests = comparison, Digests()
+        self.helpers: dict[tuple[str, Cell], Planned] = {}
+        self.problems: list[Problem] = []
 
-def _texts(error: EspaceError) -> list[str]:
-    return error.problems if isinstance(error, ConfigError) else [str(error)]
+    def helper(self, name: str, helper: Variant, cell: Cell) -> Planned:
+        self.helpers[name, cell] = found = self._trained(name, helper, (), cell, helper=True)
+        return found
 
+    def variant(self, name: str, variant: Variant, setting: tuple[str, ...], cell: Cell) -> Planned:
+        products = self.comparison.products.items()
+        parents = tuple((product, self.helpers[p.parent, cell].judged) for product, p in products)
+        if variant.columns is not None:
+            return self._columns(name, variant, variant.columns, cell, parents)
+        return self._trained(name, variant, setting, cell, parents)
 
-@dataclass
-class _Fingerprints:
-    """What the data of configurations holds: the training and validation rows, and the test rows. Each file is opened once."""
+    def _trained(
+        self,
+        name: str,
+        variant: Variant,
+        setting: tuple[str, ...],
+        cell: Cell,
+        parents: tuple[tuple[str, str], ...] = (),
+        helper: bool = False,
+    ) -> Planned:
+        overrides = self._overrides(variant, setting, cell)
+        uses = tuple((key, self.helpers[used, cell].digest) for key, used in variant.uses.items())
+        texts = (*overrides, *(override(key, digest) for key, digest in uses))
+        config, registry = configuration.load_with_plugins(self.comparison.base, texts)
+        digest, data = self.digests.trained(config, registry), self.digests.data(config, registry).judged
+        return Planned(name, setting, *cell, overrides, digest, data, helper, uses, parents)
 
-    known: dict[str, tuple[str, str]] = field(default_factory=dict)
+    def _columns(
+        self, name: str, variant: Variant, columns: dict[str, str], cell: Cell, parents: tuple[tuple[str, str], ...]
+    ) -> Planned:
+        overrides = self._overrides(variant, (), cell)
+        config, registry = configuration.load_with_plugins(self.comparison.base, overrides)
+        data = self.digests.data(config, registry)
+        for step, column in columns.items():
+            if column not in data.columns:
+                what = f"the test rows have no column '{column}'.{did_you_mean(column, data.columns)}"
+                self.problems.append(Problem(("variants", name, "columns", step), what))
+        digest = self.digests.columns(config, columns)
+        return Planned(name, (), *cell, overrides, digest, data.judged, False, (), parents, tuple(columns.items()))
 
-    def of(self, config: Config, registry: Registry) -> tuple[str, str]:
-        key = json.dumps([config.data.model_dump(mode="json", exclude={"share"}), config.plugins])
-        if key not in self.known:
-            parts = open_parts(config, registry)
-            prints = {name: part.reader.fingerprint for name, part in parts.items()}
-            self.known[key] = (_digest([v for n, v in prints.items() if n != "test"]), prints.get("test", ""))
-        return self.known[key]
-
-
-def _digest(facts: object) -> str:
-    text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _content(path: str) -> str:
-    return hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
+    def _overrides(self, variant: Variant, setting: tuple[str, ...], cell: Cell) -> tuple[str, ...]:
+        condition, share, seed = cell
+        return (*self.comparison.overrides_of(variant, condition, setting), f"data.share={share}", f"seed={seed}")

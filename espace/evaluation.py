@@ -17,8 +17,8 @@ from espace.blocks import Gate
 from espace.chain import Chain
 from espace.errors import NonFiniteError
 from espace.probability import Probabilities, Scored, ScoredValue
+from espace.spaces import Space
 
-Spaces = Mapping[str, tuple[str, str | None, str | None]]  # {name: (stage, given, column of potential outcomes)}
 Objective = Callable[[Probabilities, Labels], Mapping[str, tuple[Tensor, Tensor]]]
 _LEAST_REST = math.log(1e-7)  # what a ratio of two heads leaves of 1 at least, so that one above 1 can be judged
 
@@ -130,18 +130,21 @@ class Judge(nn.Module):
     Args:
         chain: the chain.
         spaces: what is judged where.
-        metrics: one of each kind; copied for every space.
+        metrics: `{space: {name: metric}}`; copied, so that one metric may judge several.
         terms: the running means of the loss terms.
     """
 
-    def __init__(self, chain: Chain, spaces: Spaces, metrics: Mapping[str, Metric], terms: TermMeans) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        spaces: Mapping[str, Space],
+        metrics: Mapping[str, Mapping[str, Metric]],
+        terms: TermMeans,
+    ) -> None:
         super().__init__()
         self.chain = chain
         self.spaces = dict(spaces)
-        judges = {s: metrics_of(metrics, s in chain.expectations) for s in spaces}
-        self.metrics = nn.ModuleDict(
-            {s: nn.ModuleDict({n: m.clone() for n, m in ms.items()}) for s, ms in judges.items()}
-        )
+        self.metrics = nn.ModuleDict({s: nn.ModuleDict({n: m.clone() for n, m in metrics[s].items()}) for s in spaces})
         self.terms = terms
         self._waiting: dict[str, list[Any]] = {space: [] for space in spaces}
         self._rows_waiting = 0
@@ -151,12 +154,12 @@ class Judge(nn.Module):
         """Judge one batch, together with others. Raises NonFiniteError for a prediction that is not finite."""
         self.terms.update(Terms.of(objective, p, batch))
         labels = Labels(self.chain, batch.labels, batch.amounts)
-        for space, (stage, given, potential) in self.spaces.items():
-            if space in self.chain.expectations:
-                found: Any = _scored_value(p, batch, labels, stage, given)
+        for name, space in self.spaces.items():
+            if name in self.chain.expectations:
+                found: Any = _scored_value(p, batch, labels, space.stage, space.given)
             else:
-                found = scored(p, batch, labels, stage, given, potential)
-            self._waiting[space].append(found)
+                found = scored(p, batch, labels, *space)
+            self._waiting[name].append(found)
         self._rows_waiting += len(batch)
         if self._rows_waiting >= _JUDGED_TOGETHER:
             self._judge_waiting()
@@ -206,15 +209,23 @@ class Judge(nn.Module):
 
 
 def scored(
-    p: Probabilities, batch: Batch, labels: Labels, stage: str, given: str | None, potential: str | None
+    p: Probabilities,
+    batch: Batch,
+    labels: Labels,
+    stage: str,
+    given: str | None = None,
+    potential: str | None = None,
+    without: bool = False,
 ) -> Scored:
-    """One probability beside its labels on the rows of its space."""
+    """One probability beside its labels on the rows of its space, which are as in `Space`."""
     if potential is None:
         label = labels.of(stage).float()
         inside = (label >= 0) & (labels.of(given) == 1) if given else label >= 0
     else:
         label = batch.extras[potential].float()
         inside = torch.isfinite(label)
+        if without and given:
+            inside &= labels.of(given) == 0
     rows = (inside & (batch.weights > 0)).nonzero().squeeze(1)
     log_prob, log_not_prob = p.log_prob(stage, given), p.log_not_prob(stage, given)
     if p.is_ratio(stage, given):
@@ -244,11 +255,6 @@ def _together(pieces: list[Any]) -> Any:
     found = {f.name: [getattr(p, f.name) for p in pieces] for f in fields(first) if f.init}
     extras = {name: torch.cat([e[name] for e in found["extras"]]) for name in first.extras}
     return replace(first, **{n: extras if n == "extras" else torch.cat(columns) for n, columns in found.items()})
-
-
-def metrics_of(metrics: Mapping[str, Metric], of_values: bool) -> dict[str, Metric]:
-    """Those that judge values, or those that judge probabilities."""
-    return {name: m for name, m in metrics.items() if getattr(m, "of_values", False) == of_values}
 
 
 def check_finite(loss: Tensor, total: Terms, where: str) -> None:

@@ -397,9 +397,7 @@ def _wanted_columns(config: Config, part: Part) -> dict[str, str]:
     wanted |= {f"features.{f.name}.weights": f.weights for f in features if isinstance(f, Bag) and f.weights}
     wanted |= {f"labels.{stage}": column for stage, column in labels_of(config).items()}
     wanted |= {f"data.potential.{n}": c for n, c in config.data.potential.items()}
-    wanted |= {
-        f"metrics.{n}.by": c.options["by"] for n, c in config.metrics.items() if isinstance(c.options.get("by"), str)
-    }
+    wanted |= {f"metrics.{n}.{option}": c for n, m in config.metrics.items() for option, c in m.reads.items()}
     if part.keep.columns:
         wanted["data.split.by"] = part.keep.columns[0]
     if config.data.weight:

@@ -17,7 +17,8 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-_ONE = np.float32(1)
+from espace.missed import Missed
+
 _FEW = 4_096  # look-ups that are not worth a second thread
 _MOST_THREADS: int = vars(numba.config)["NUMBA_NUM_THREADS"]
 
@@ -45,9 +46,10 @@ class RowAdam:
         gradient, room = (rows.numpy(), grads.numpy()), (self._mark, self._found, self._sums)
         _run(threads, _step, _step_in_threads, self._tensors, gradient, room, _numbers(options), int(step))
 
-    def catch_up(self, rows: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
-        """Bring `rows`, (n,), through all steps up to `step` that they have not had, without a gradient."""
-        given = rows.numpy(), _numbers(options), int(step)
+    def catch_up(self, rows: Tensor, missed: Missed, options: Mapping[str, Any]) -> None:
+        """Bring `rows`, (n,), through all steps that they have missed."""
+        steps = missed.sizes, missed.roots, missed.rules, missed.window, missed.step
+        given = rows.numpy(), steps, _numbers(options)
         _run(_threads(len(rows)), _catch_up, _catch_up_in_threads, self._tensors, *given)
 
 
@@ -73,7 +75,7 @@ def _numbers(options: Mapping[str, Any]) -> NDArray[np.float64]:
 @njit(error_model="numpy", cache=True, inline="always")
 def _row_step(table: Any, first: Any, second: Any, row: int, grad: Any, numbers: Any, size: Any, root: Any) -> None:
     """One step of one row, in the order of operations of torch's fused kernel. `grad` is (width,)."""
-    back1, back2 = _ONE - np.float32(numbers[1]), _ONE - np.float32(numbers[2])
+    back1, back2 = np.float32(1.0 - numbers[1]), np.float32(1.0 - numbers[2])
     beta2, eps, decay = np.float32(numbers[2]), np.float32(numbers[3]), np.float32(numbers[4])
     for k in range(table.shape[1]):
         g = grad[k] + decay * table[row, k]
@@ -118,23 +120,43 @@ def _step(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, threa
 
 
 @njit(error_model="numpy", cache=True)
-def _catch_up(tensors: Any, rows: Any, numbers: Any, step: int, thread: int, threads: int) -> None:
+def _catch_up(tensors: Any, rows: Any, steps: Any, numbers: Any, thread: int, threads: int) -> None:
     table, first, second, seen = tensors
-    fades = numbers[4] == 0 and numbers[1] ** 2 < numbers[2]  # then each update is smaller than the one before
-    nothing = np.zeros(table.shape[1], np.float32)
+    rules, step, eps = steps[2], steps[4], np.float32(numbers[3])
     for row in rows:
-        if row % threads != thread:
+        if row % threads != thread or seen[row] == step:
             continue
-        while seen[row] < step:
-            seen[row] += 1
-            size, root = _corrections(numbers, seen[row])
-            before = table[row].copy()
-            _row_step(table, first, second, row, nothing, numbers, size, root)
-            if fades and np.all(table[row] == before):
-                rest = step - seen[row]
-                first[row] *= np.float32(numbers[1] ** rest)
-                second[row] *= np.float32(numbers[2] ** rest)
-                seen[row] = step
+        last, gap = seen[row], step - seen[row]
+        seen[row] = step
+        rule = rules[last]
+        if rule[0] < 0:
+            _sum(table[row], first[row], second[row], last, gap, steps, numbers)
+        else:
+            a, x, b, y = np.float32(rule[0]), np.float32(rule[1]), np.float32(rule[2]), np.float32(rule[3])
+            for k in range(table.shape[1]):
+                m, root = first[row, k], np.sqrt(second[row, k])
+                table[row, k] -= m * a / (root * x + eps) + m * b / (root * y + eps)
+        fade1, fade2 = np.float32(numbers[1] ** gap), np.float32(numbers[2] ** gap)
+        for k in range(table.shape[1]):
+            first[row, k] *= fade1
+            second[row, k] *= fade2
+
+
+@njit(error_model="numpy", cache=True)
+def _sum(table: Any, first: Any, second: Any, last: int, gap: int, steps: Any, numbers: Any) -> None:
+    """The sum that `Missed` tells of, term by term, for one row: table, first and second are (width,)."""
+    sizes, roots, _, window, _ = steps
+    if not first.any():
+        return
+    moved, root = np.zeros_like(first), np.sqrt(second)
+    eps, fade1, fade2 = np.float32(numbers[3]), 1.0, 1.0
+    for j in range(last + 1, last + 1 + min(gap, window)):
+        fade1, fade2 = fade1 * numbers[1], fade2 * np.sqrt(numbers[2])
+        w, u = np.float32(sizes[j] * fade1), np.float32(fade2 / roots[j])
+        for k in range(len(moved)):
+            moved[k] += first[k] * w / (root[k] * u + eps)
+    for k in range(len(moved)):
+        table[k] -= moved[k]
 
 
 @njit(parallel=True, error_model="numpy", cache=True)
@@ -144,6 +166,6 @@ def _step_in_threads(tensors: Any, gradient: Any, room: Any, numbers: Any, step:
 
 
 @njit(parallel=True, error_model="numpy", cache=True)
-def _catch_up_in_threads(tensors: Any, rows: Any, numbers: Any, step: int, threads: int) -> None:
+def _catch_up_in_threads(tensors: Any, rows: Any, steps: Any, numbers: Any, threads: int) -> None:
     for thread in prange(threads):
-        _catch_up(tensors, rows, numbers, step, thread, threads)
+        _catch_up(tensors, rows, steps, numbers, thread, threads)

@@ -82,9 +82,9 @@ class Training(pl.LightningModule):
         self._settle: Callable[[], None] = _nothing
 
     def configure_optimizers(self) -> LazyAdam:
-        """Lazy Adam for tables, fused Adam for the rest."""
+        """Adam of rows for tables, fused Adam for the rest."""
         options = dict(self._optimizer)
-        tables = options.pop("tables", "lazy")
+        tables = options.pop("tables", None) or ("lazy" if options.get("weight_decay") else "exact")
         optimizer = LazyAdam(self.parameters(), **options, exact=tables == "exact")
         if tables == "exact":
             for table in (m for m in self.modules() if isinstance(m, Table)):

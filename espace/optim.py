@@ -7,7 +7,7 @@ than float32, by torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any, cast, overload
@@ -15,12 +15,13 @@ from typing import Any, cast, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.adam import adam
 from torch.optim.optimizer import ParamsT
 
 from espace.errors import EspaceError
+from espace.missed import Missed
 
 _FUSED_DEVICES = ("cpu", "cuda")
 _BLOCK_FLOATS = 2**15  # of a table at a time on a CPU, so that they, their gradient and both moments stay in its cache
@@ -34,18 +35,19 @@ class LazyAdam(torch.optim.Optimizer):
     a row's moments average the gradients of its own look-ups. The bias correction counts the steps of the whole table, as
     in torch's SparseAdam, those in which no row was looked up included. The same input gives the same bits.
 
-    With `exact` a row looked up again first makes the steps it has missed, with a gradient of zero, so that the result is
-    that of dense Adam up to rounding. Whoever looks rows up has to call `catch_up` before, and whoever reads a whole table
-    `settle`. A table then needs sparse gradients throughout.
+    With `exact` a row looked up again first makes the steps it has missed, with a gradient of zero (`espace.missed`), so that
+    the result is that of dense Adam, in each catching up to 5e-5 of its move. Whoever looks rows up has to call `catch_up`
+    before, and whoever reads a whole table `settle`. A table then needs sparse gradients throughout.
 
     Args:
         params: parameters or groups of them. Dense and sparse gradients may be mixed within a group, and a table may get
             a sparse one in one step and a dense one in the next.
         lr, betas, eps: as in the paper.
         weight_decay: L2 added to the gradient; with a sparse gradient, to the rows looked up only.
-        exact: whether rows catch up.
+        exact: whether rows catch up. Not with weight decay, which would be a gradient in every step missed.
 
-    Raises EspaceError for an option out of range, and in `step` for a sparse gradient that is not rows of a table.
+    Raises EspaceError for an option out of range, for `exact` with weight decay, and in `step` for a sparse gradient that is not
+    rows of a table.
     """
 
     def __init__(
@@ -66,6 +68,9 @@ class LazyAdam(torch.optim.Optimizer):
         # torch reads `fused` when it loads a state: the count of steps then goes to the device of its parameter.
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "fused": True, "exact": exact})
+        if exact:
+            for group in self.param_groups:
+                _refuse_decay(group)
         self._meet_tables()
 
     @overload
@@ -88,14 +93,27 @@ class LazyAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def catch_up(self, table: Tensor, rows: Tensor) -> None:
         """Let `rows` of `table`, any shape, duplicates allowed, make the steps they have missed, before they are looked up."""
-        state = self.state[table]
-        if self.defaults["exact"] and state:
-            self._rows_of(table).catch_up(rows.flatten(), state["step"], self._used[table])
+        if table in self._missed:
+            self._rows_of(table).catch_up(rows.flatten(), self._missed[table], self._used[table])
 
     def settle(self) -> None:
         """Let all rows of all tables make the steps they have missed: a pass over whole tables, for whoever reads them."""
-        for table in self._used:
+        for table, missed in self._missed.items():
             self.catch_up(table, torch.arange(len(table), device=table.device))
+            missed.settled = missed.step
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of any optimiser, and what rows of tables have missed: they need not be settled."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        missed = {i: self._missed[p].state() for i, p in enumerate(params) if p in self._missed}
+        return {**super().state_dict(), "missed": missed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`, with the same bits."""
+        super().load_state_dict(state_dict)
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, state in state_dict.get("missed", {}).items():
+            self._missed[params[i]].load(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Torch calls it with what was saved or copied."""
@@ -104,11 +122,17 @@ class LazyAdam(torch.optim.Optimizer):
 
     def _meet_tables(self) -> None:
         self._rows: dict[Tensor, Any] = {}  # what updates a table: it holds tensors of the state
-        self._used: dict[Tensor, dict[str, Any]] = {}  # the options of a table's last step
+        self._missed: dict[Tensor, Missed] = {}  # of tables whose rows catch up
+        self._used: dict[Tensor, dict[str, Any]] = {}  # the options of their last step
         for group in self.param_groups:
             for p in (p for p in group["params"] if "seen" in self.state.get(p, {})):
                 self.state[p]["seen"] = self.state[p]["seen"].int()  # torch loads it as a float
-                self._used[p] = _options(group)
+                self._meet(p, _options(group), int(self.state[p]["step"]))
+
+    def _meet(self, table: Tensor, options: dict[str, Any], step: int) -> None:
+        """From this step on the rows of a table miss steps with these options."""
+        _refuse_decay(options)
+        self._missed[table], self._used[table] = Missed(options, step), options
 
     def _step_group(self, group: dict[str, Any]) -> None:
         dense = [p for p in group["params"] if p.grad is not None and not p.grad.is_sparse]
@@ -123,12 +147,19 @@ class LazyAdam(torch.optim.Optimizer):
         grad = _rows_checked(table.grad)
         state = self._state_of(table)
         if self.defaults["exact"]:
-            if self._used.setdefault(table, options) != options:
-                self.settle()
-                self._used[table] = options
-            self.catch_up(table, grad._indices()[0])  # of other ranks
+            self._miss_no_step(table, grad._indices()[0], options)
         state["step"] += 1
         self._rows_of(table).step(grad, state["step"], options)
+
+    def _miss_no_step(self, table: Tensor, rows: Tensor, options: dict[str, Any]) -> None:
+        """Before a step on `rows`, some of which other ranks have looked up."""
+        if table not in self._missed:
+            self._meet(table, options, 0)
+        if self._used[table] | {"lr": 0} != options | {"lr": 0}:
+            self.settle()
+            self._meet(table, options, self._missed[table].step)
+        self.catch_up(table, rows)
+        self._missed[table].add(options["lr"])
 
     def _rows_of(self, table: Tensor) -> Any:
         """What updates rows of a table."""
@@ -149,6 +180,21 @@ class LazyAdam(torch.optim.Optimizer):
             if self.defaults["exact"] and p.grad is not None and p.grad.is_sparse:
                 state["seen"] = torch.zeros(len(p), dtype=torch.int32, device=p.device)
         return state
+
+
+def settle(parameters: Sequence[nn.Parameter], saved: Mapping[str, Any]) -> None:
+    """Let the tables among `parameters` catch up as the LazyAdam would whose `state_dict()` is `saved`; it may have had more
+    parameters behind these."""
+    tables = [i for i in saved.get("missed", {}) if i < len(parameters)]
+    if not tables:
+        return
+    optimizer = LazyAdam([{"params": [parameters[i]]} for i in tables], exact=True)
+    groups = [
+        next(g for g in saved["param_groups"] if i in g["params"]) | {"params": [n]} for n, i in enumerate(tables)
+    ]
+    chosen = {name: {n: saved[name][i] for n, i in enumerate(tables)} for name in ("state", "missed")}
+    optimizer.load_state_dict({**chosen, "param_groups": groups})
+    optimizer.settle()
 
 
 @torch.no_grad()
@@ -210,22 +256,14 @@ class _TorchRows:
             if self._seen is not None:
                 self._seen.index_copy_(0, rows, step.int().expand(len(rows)))
 
-    def catch_up(self, rows: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
-        """Bring `rows`, (n,), through all steps up to `step` that they have not had, without a gradient."""
+    def catch_up(self, rows: Tensor, missed: Missed, options: Mapping[str, Any]) -> None:
+        """Bring `rows`, (n,), through all steps that they have missed."""
         assert self._seen is not None, "kept where rows catch up"
-        rows, last = torch.unique(rows.long()), int(step)
-        beta1, beta2 = options["betas"]
-        fades = options["weight_decay"] == 0 and beta1**2 < beta2  # then each update is smaller than the one before
-        while len(rows := rows[self._seen[rows] < last]):
-            at = self._seen[rows].double() + 1
-            block = self._read(rows)
-            before = block["param"].clone()
-            _missed_step(block, at, options)
-            rest = (last - at).where((block["param"] == before).all(1) & fades, torch.zeros_like(at))[:, None]
-            block["exp_avg"] *= beta1**rest
-            block["exp_avg_sq"] *= beta2**rest
-            self._write(rows, block)
-            self._seen.index_copy_(0, rows, (at + rest[:, 0]).int())
+        rows = rows.long()  # on a device some stand there twice, and are written twice alike
+        rows = torch.unique(rows) if rows.device.type == "cpu" else rows
+        last, block = self._seen[rows].long(), self._read(rows)
+        self._write(rows, _brought(block, last, missed, options))
+        self._seen.index_fill_(0, rows, missed.step)
 
     def _read(self, rows: Tensor) -> dict[str, Tensor]:
         return {name: t.index_select(0, rows) for name, t in self._stored.items()}
@@ -235,15 +273,37 @@ class _TorchRows:
             t.index_copy_(0, rows, block[name])
 
 
-def _missed_step(block: Mapping[str, Tensor], at: Tensor, options: Mapping[str, Any]) -> None:
-    """Step `at`, (n,), of each row of `block`, (n, width), in place, without a gradient but for weight decay."""
-    beta1, beta2 = options["betas"]
-    size, root = (options["lr"] / (1 - beta1**at))[:, None], (1 - beta2**at).sqrt()[:, None]
-    param, first, second = block["param"], block["exp_avg"], block["exp_avg_sq"]
-    grad = options["weight_decay"] * param
-    first.lerp_(grad, 1 - beta1)
-    second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    param -= (size * first / (second.sqrt() / root + options["eps"])).to(param.dtype)
+def _brought(
+    block: Mapping[str, Tensor], last: Tensor, missed: Missed, options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Rows, (n, width) each, that were last at step `last`, (n,), through the steps that they have missed."""
+    param, first, second = (block[name] for name in ("param", "exp_avg", "exp_avg_sq"))
+    (beta1, beta2), root = options["betas"], second.sqrt()
+    rules = torch.from_numpy(missed.rules).to(param.device)[last].to(param.dtype)
+    a, x, b, y = rules[:, :, None].unbind(1)
+    moved = first * a / (root * x + options["eps"]) + first * b / (root * y + options["eps"])
+    if missed.unruled >= missed.settled:
+        rows = ((last < missed.step) & (rules[:, 0] < 0)).nonzero()[:, 0]
+        moved[rows] = _sum((first[rows], root[rows]), last[rows], missed, options)
+    gap = (missed.step - last)[:, None].to(param.dtype)
+    return {
+        "param": torch.where(gap > 0, param - moved, param),
+        "exp_avg": first * beta1**gap,
+        "exp_avg_sq": second * beta2**gap,
+    }
+
+
+def _sum(moments: tuple[Tensor, Tensor], last: Tensor, missed: Missed, options: Mapping[str, Any]) -> Tensor:
+    """The sum that `Missed` tells of, term by term; `moments` are m and sqrt(v), (n, width) each."""
+    first, root = moments
+    (beta1, beta2), moved = options["betas"], torch.zeros_like(root)
+    sizes, roots = (torch.from_numpy(x).to(root.device, root.dtype) for x in (missed.sizes, missed.roots))
+    longest = int((missed.step - last).max()) if len(last) else 0
+    for k in range(1, min(longest, missed.window) + 1):
+        at = (last + k).clamp(max=missed.step)[:, None]
+        w, u = sizes[at] * beta1**k, beta2 ** (k / 2) / roots[at]
+        moved += torch.where((last + k <= missed.step)[:, None], first * w / (root * u + options["eps"]), 0)
+    return moved
 
 
 def _blocks(grad: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -306,6 +366,14 @@ def _sorted(rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
     """What a step depends on besides gradients."""
     return {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+
+
+def _refuse_decay(options: Mapping[str, Any]) -> None:
+    if options["weight_decay"]:
+        raise EspaceError(
+            f"optimizer: with weight_decay {options['weight_decay']:g} dense Adam moves every row in every step, so rows cannot"
+            " catch up. Use tables: lazy, where only rows looked up decay, or dense."
+        )
 
 
 @cache

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
-from espace.comparison import Comparison, Planned
-from espace.report import Report
+from espace.comparison import Comparison
+from espace.judged import Values
+from espace.planned import Planned
+from espace.report import Interval, Report
 from espace.runs import writing
 from espace.statistics import LEVEL, Difference, quantile
-
-Values = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Compared:
     seeds: int
 
     @property
+    def interval(self) -> Interval:
+        """Mean, low and high."""
+        return self.difference.mean, self.difference.low, self.difference.high
+
+    @property
     def verdict(self) -> str:
         """In words."""
         if math.isnan(self.p):
@@ -48,40 +54,62 @@ class Compared:
 class Outcome:
     """What a comparison found.
 
-    planned: all runs; chosen: those judged on test rows; validation, test: metrics of runs by digest; failed: `{run: why}`;
-    differences: by (share, metric, variant).
+    runs: all, helpers first; chosen: those judged on test rows; validation: metrics by digest; test: metrics by run; failed:
+    `{run: why}`; differences: by (condition, share, metric, variant).
     """
 
     comparison: Comparison
-    planned: list[Planned]
+    runs: list[Planned]
     chosen: list[Planned] = field(default_factory=list)
     validation: dict[str, Values] = field(default_factory=dict)
-    test: dict[str, Values] = field(default_factory=dict)
+    test: dict[Planned, Values] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    differences: dict[tuple[float, str, str], Compared] = field(default_factory=dict)
+    differences: dict[tuple[str, float, str, str], Compared] = field(default_factory=dict)
 
-    def summary(self, variant: str, share: float, metric: str) -> Summary:
-        """On test rows, over the seeds."""
-        runs = [p for p in self.chosen if (p.variant, p.share) == (variant, share)]
-        found = [self.test[p.digest].get(metric, math.nan) for p in runs]
+    @property
+    def helpers(self) -> list[Planned]:
+        """The runs of helpers."""
+        return [p for p in self.runs if p.helper]
+
+    @property
+    def planned(self) -> list[Planned]:
+        """The runs of variants."""
+        return [p for p in self.runs if not p.helper]
+
+    def summary(self, variant: str, condition: str, share: float, metric: str) -> Summary:
+        """On test rows, over the seeds; what is the same for all of them counts once."""
+        runs = [p for p in self.chosen if (p.name, p.condition, p.share) == (variant, condition, share)]
+        runs, space = [p for p in runs if metric in self.test[p]], metric.rpartition("/")[0]
+        found = list({p.behind(space): self.test[p][metric] for p in runs}.values())
         if len(found) < 2:
-            return Summary(found[0] if found else math.nan, math.nan, math.nan, len(found))
+            return Summary(found[0] if found else math.nan, math.nan, math.nan, len(runs))
         deviation = stdev(found)
         half = quantile(len(found) - 1) * deviation / math.sqrt(len(found))
-        return Summary(fmean(found), deviation, half, len(found))
+        return Summary(fmean(found), deviation, half, len(runs))
 
     def write(self, folder: Path, report: Report) -> None:
         """Write results.csv, table.md and the figures, and print the tables. Raises RunError when it cannot."""
-        keys = self.comparison.keys
         with writing(folder, "--out"):
             self._write_results(folder / "results.csv")
             (folder / "table.md").write_text(self.markdown())
-            for metric in keys.report:
-                lines = {v: [self.summary(v, share, metric) for share in keys.shares] for v in keys.variants}
-                points = {v: [(one.mean, one.half) for one in line] for v, line in lines.items()}
-                report.shares(folder / "figures" / f"{metric.replace('/', '_')}.png", metric, keys.shares, points)
+            for metric in self.comparison.keys.report:
+                self._draw(metric, folder / "figures" / f"{metric.replace('/', '_')}.png", report)
         report.tell(self.markdown())
         report.tell(f"Written to {folder}: table.md, results.csv, figures, runs")
+
+    def _draw(self, metric: str, target: Path, report: Report) -> None:
+        """Differences where there are conditions, else the metric over the shares."""
+        keys, against = self.comparison.keys, self.comparison.against
+        if not keys.conditions:
+            lines = {v: [self.summary(v, "", share, metric) for share in keys.shares] for v in keys.variants}
+            points = {v: [(one.mean, one.half) for one in line] for v, line in lines.items()}
+            report.shares(target, metric, keys.shares, points)
+            return
+        intervals: dict[str, dict[str, list[Interval | None]]] = {_share(share): {} for share in keys.shares}
+        for share, variant in itertools.product(keys.shares, (v for v in keys.variants if v != against)):
+            found = [self.differences.get((c, share, metric, variant)) for c in keys.conditions]
+            intervals[_share(share)][variant] = [None if one is None else one.interval for one in found]
+        report.conditions(target, f"{metric}, difference from {against}", list(keys.conditions), intervals)
 
     def _write_results(self, path: Path) -> None:
         """A row for each run and metric, on validation and, where it was chosen, on test."""
@@ -89,13 +117,13 @@ class Outcome:
         metrics = dict.fromkeys([*self.comparison.keys.report, *([by.metric] if by else [])])
         with path.open("w", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["variant", "setting", "share", "seed", "part", "metric", "value", "run"])
+            table.writerow(["variant", "setting", "condition", "share", "seed", "part", "metric", "value", "run"])
             for p in self.planned:
                 parts = {"validation": self.validation.get(p.digest, {})}
-                parts |= {"test": self.test[p.digest]} if p in chosen else {}
+                parts |= {"test": self.test[p]} if p in chosen else {}
                 for part, values in parts.items():
                     for metric in (m for m in metrics if m in values):
-                        place = [p.variant, " ".join(p.setting), p.share, p.seed, part, metric]
+                        place = [p.name, " ".join(p.setting), p.condition, p.share, p.seed, part, metric]
                         table.writerow([*place, repr(values[metric]), p.digest])
 
     def markdown(self) -> str:
@@ -106,37 +134,46 @@ class Outcome:
         for metric in self.comparison.keys.report:
             lines += [f"## {metric}", "", *self._means(metric), *self._differences(metric), ""]
         lines += self._choices()
-        failed = [f"* {p}: {' '.join(self.failed[str(p)].split())}" for p in self.planned if str(p) in self.failed]
+        failed = [f"* {p}: {' '.join(self.failed[str(p)].split())}" for p in self.runs if str(p) in self.failed]
         return "\n".join([*lines, *(["## Failed", "", *failed, ""] if failed else [])])
 
     def _means(self, metric: str) -> Iterator[str]:
-        keys = self.comparison.keys
-        yield f"| variant | {' | '.join(_share(share) for share in keys.shares)} |"
-        yield f"|{'---|' * (len(keys.shares) + 1)}"
+        keys, groups = self.comparison.keys, self.comparison.groups
+        yield f"| variant | {' | '.join(self._column(*group) for group in groups)} |"
+        yield f"|{'---|' * (len(groups) + 1)}"
         for variant in keys.variants:
-            cells = [_cell(self.summary(variant, share, metric), len(keys.seeds)) for share in keys.shares]
+            cells = [_cell(self.summary(variant, *group, metric), len(keys.seeds)) for group in groups]
             yield f"| {variant} | {' | '.join(cells)} |"
 
+    def _column(self, condition: str, share: float) -> str:
+        """The name of a condition and, where there are several, of a share."""
+        shown = _share(share) if not condition or len(self.comparison.keys.shares) > 1 else ""
+        return ", ".join(part for part in (condition, shown) if part)
+
     def _differences(self, metric: str) -> Iterator[str]:
-        found = {(share, name): one for (share, m, name), one in self.differences.items() if m == metric}
+        found = {(c, share, name): one for (c, share, m, name), one in self.differences.items() if m == metric}
         if not found:
             return
+        condition = ["condition"] if self.comparison.keys.conditions else []
         yield from ("", f"Differences from {self.comparison.against}:", "")
-        yield f"| variant | trained on | difference | {LEVEL:.0%} interval | p | p (Holm) | |"
-        yield "|---|---|---|---|---|---|---|"
-        for (share, name), one in found.items():
+        names = ["variant", *condition, "trained on", "difference", f"{LEVEL:.0%} interval", "p", "p (Holm)", ""]
+        yield f"| {' | '.join(names)}|"
+        yield f"|{'---|' * len(names)}"
+        for (where, share, name), one in found.items():
             told = one.difference
             interval = "-" if math.isnan(told.p) else f"{told.low:+.4f} to {told.high:+.4f}"
-            cells = [name, _share(share), f"{told.mean:+.4f}", interval, _p(told.p), _p(one.p), one.verdict]
+            place = [name, *([where] if condition else []), _share(share)]
+            cells = [*place, f"{told.mean:+.4f}", interval, _p(told.p), _p(one.p), one.verdict]
             yield f"| {' | '.join(cells)} |"
 
     def _choices(self) -> list[str]:
         """The settings that were chosen, where there was a choice."""
-        by, chosen = self.comparison.keys.choose_by, {(p.variant, p.share): p.setting for p in self.chosen if p.setting}
+        by, chosen = self.comparison.keys.choose_by, {(p.name, p.group): p.setting for p in self.chosen if p.setting}
         if by is None or not chosen:
             return []
         lines = ["## Chosen on validation", "", f"By the {by.mode} of {by.metric}, mean over the seeds.", ""]
-        return [*lines, *(f"* {name}, {_share(s)}: {' '.join(setting)}" for (name, s), setting in chosen.items()), ""]
+        told = (f"* {name}, {self._column(*group)}: {' '.join(setting)}" for (name, group), setting in chosen.items())
+        return [*lines, *told, ""]
 
 
 def _share(share: float) -> str:

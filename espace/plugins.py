@@ -57,6 +57,7 @@ BUILTIN = (
     "espace.metrics.calibration",
     "espace.metrics.count",
     "espace.metrics.gauc",
+    "espace.metrics.truth",
     "espace.metrics.value",
     "espace.data.readers",
     "espace.data.simulator",
@@ -82,6 +83,11 @@ class Entry:
     def has_expert(self) -> bool:
         """Whether the YAML may say, beside the options, which tower `expert` is: a third argument asks for experts."""
         return self.kind == "sharing" and accepts(self.factory, 3)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What the YAML may say besides the type and the options: experts of a sharing, what a metric is `of`."""
+        return ("expert",) if self.has_expert else ("of",) if self.kind == "metrics" else ()
 
     @cached_property
     def summary(self) -> str:
@@ -231,7 +237,7 @@ def _register(entries: list[Entry], package: str, kind: str, name: str, factory:
             f"register_{kind} was given {name!r} and {factory!r}. Give it a name and what builds the part."
         )
     entry = Entry(kind, name, factory, package)
-    taken = {option.name for option in entry.options} & ({"type", "expert"} if entry.has_expert else {"type"})
+    taken = {option.name for option in entry.options} & {"type", *entry.beside}
     if taken:
         what = f"an option cannot be called '{min(taken)}'. Rename it."
         raise PluginError(f"{place_of(factory)}{one(kind)} '{name}': {what}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from espace.model import Model
 
 Curves = Mapping[str, Mapping[str, Mapping[str, list[float]]]]
 Points = Sequence[tuple[float, float]]  # mean and half the width of its interval
+Interval = tuple[float, float, float]  # mean, low and high
 _COLUMNS = {
     "rows": "rows",
     "positives": "positives",
@@ -34,7 +36,8 @@ _COLUMNS = {
     "mae": "MAE",
     "gini": "Gini",
 }
-_PLAIN_WIDTH = 140  # of output that goes to a file or a pipe
+_OF_TRUTH = {"rank_correlation": "rank corr.", "predicted_over_true": "pred./true", "rmse": "RMSE"}
+_PLAIN_WIDTH = 180  # of output that goes to a file or a pipe
 _ABBREVIATIONS = {
     ("click",): "pCTR",
     ("conversion",): "pCTCVR",
@@ -113,8 +116,11 @@ class Report:
         self._tell(f"\nStopped after step {step}; everything is saved. Go on with\n    espace fit --resume {folder}")
 
     def results(self, config: Config, part: str, metrics: Mapping[str, float]) -> None:
-        """One row per probability, each judged in its own space; then what looks wrong."""
-        self.console.print(_results_table(config, part, metrics))
+        """One row per probability, each judged in its own space, and per truth; then what looks wrong."""
+        truths = _truths_of(config)
+        self.console.print(_results_table(config, part, metrics, {f"{p}{v}" for p in truths for v in _OF_TRUTH}))
+        if truths:
+            self.console.print(_truths_table(config, part, metrics, truths))
         for line in suspicious(config, metrics):
             self.warn(f"{part}: {line}")
 
@@ -136,6 +142,23 @@ class Report:
         matplotlib.use("Agg")
         target.parent.mkdir(parents=True, exist_ok=True)
         _draw_shares(metric, shares, lines, target)
+
+    def conditions(
+        self,
+        target: Path,
+        title: str,
+        conditions: Sequence[str],
+        intervals: Mapping[str, Mapping[str, Sequence[Interval | None]]],
+    ) -> None:
+        """Differences of variants under each condition, with intervals; a plot for each share.
+
+        intervals: `{share: {variant: one for each condition, None where there is none}}`.
+        """
+        import matplotlib
+
+        matplotlib.use("Agg")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _draw_conditions(title, conditions, intervals, target)
 
     def finished(self, folder: Path) -> None:
         """Where everything went and what to do with it."""
@@ -199,20 +222,39 @@ def _terms_table(config: Config, objective: Any, scan: Scan) -> Table:
     return table
 
 
-def _results_table(config: Config, part: str, metrics: Mapping[str, float]) -> Table:
+def _results_table(config: Config, part: str, metrics: Mapping[str, float], elsewhere: Collection[str]) -> Table:
     table = Table(title=f"Results on {part} (loss {metrics['loss']:.5f})", title_justify="left", box=SIMPLE)
     _add_column(table, "probability", text=True)
     _add_column(table, "judged on", text=True)
-    values = list(dict.fromkeys(name.split("/")[1] for name in metrics if not name.startswith("loss")))
+    found = dict.fromkeys(name.split("/")[1] for name in metrics if not name.startswith("loss"))
+    values = [value for value in found if value not in elsewhere]
     shown = [*(v for v in _COLUMNS if v in values), *(v for v in values if v not in _COLUMNS and v != "ece")]
     for value in shown:
         _add_column(table, _COLUMNS.get(value, value.replace("_", " ")), text=False)
-    for space, (stage, given, potential) in spaces_of(config).items():
-        short = None if potential else _ABBREVIATIONS.get((stage,) if given is None else (stage, given))
-        rows = f"{given} = 1" if given else "all rows"
-        rows = "all rows, potential outcome" if potential else rows
-        cells = [_number(value, metrics.get(f"{space}/{value}", math.nan)) for value in shown]
-        table.add_row(f"{space} ({short})" if short else space, rows, *cells)
+    for name, space in spaces_of(config).items():
+        address = (space.stage,) if space.given is None else (space.stage, space.given)
+        short = None if space.potential else _ABBREVIATIONS.get(address)
+        cells = [_number(value, metrics.get(f"{name}/{value}", math.nan)) for value in shown]
+        table.add_row(f"{name} ({short})" if short else name, space.rows, *cells)
+    return table
+
+
+def _truths_of(config: Config) -> dict[str, str]:
+    """`{prefix of names: column of true probabilities}` of every metric `truth`."""
+    options = (metric.options for metric in config.metrics.values() if metric.type == "truth")
+    return {f"{o['name']}_" if o["name"] else "": o["column"] for o in options}
+
+
+def _truths_table(config: Config, part: str, metrics: Mapping[str, float], truths: Mapping[str, str]) -> Table:
+    table = Table(title=f"Against true probabilities, {part}", title_justify="left", box=SIMPLE)
+    _add_column(table, "probability", text=True)
+    _add_column(table, "truth", text=True)
+    for name in _OF_TRUTH.values():
+        _add_column(table, name, text=False)
+    for space, (prefix, column) in itertools.product(spaces_of(config), truths.items()):
+        names = {value: f"{space}/{prefix}{value}" for value in _OF_TRUTH}
+        if all(name in metrics for name in names.values()):
+            table.add_row(space, column, *(_number(value, metrics[name]) for value, name in names.items()))
     return table
 
 
@@ -228,7 +270,7 @@ def _number(name: str, value: float) -> str:
         return f"{value:,.0f}"
     if name == "mae":
         return f"{value:,.5g}"
-    return f"{value:.3f}" if name == "predicted_over_observed" else f"{value:.4f}"
+    return f"{value:.3f}" if "predicted_over_" in name else f"{value:.4f}"
 
 
 def _percent(part: int, whole: int) -> str:
@@ -351,5 +393,33 @@ def _draw_shares(metric: str, shares: Sequence[float], lines: Mapping[str, Point
     else:
         axes.set_xticks(range(len(lines)), list(lines), rotation=30 if len(lines) > 6 else 0)
     axes.set(title=metric, ylabel=f"{metric}, test")
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
+
+
+def _draw_conditions(
+    title: str,
+    conditions: Sequence[str],
+    intervals: Mapping[str, Mapping[str, Sequence[Interval | None]]],
+    target: Path,
+) -> None:
+    """A dot and a bar for each variant below each other, condition by condition from the top."""
+    from matplotlib import pyplot as plt
+
+    variants = max(len(of_share) for of_share in intervals.values())
+    size = (5.6 * len(intervals), 1.4 + len(conditions) * (0.3 + 0.18 * variants))
+    figure, axes = plt.subplots(1, len(intervals), figsize=size, squeeze=False, sharey=True, constrained_layout=True)
+    for plot, (share, of_share) in zip(axes.flat, intervals.items(), strict=True):
+        plot.axvline(0, color="0.7", linewidth=1)
+        for number, (name, found) in enumerate(of_share.items()):
+            there = {place: one for place, one in enumerate(found) if one is not None}
+            heights = [place + 0.7 * ((number + 0.5) / variants - 0.5) for place in there]
+            means = [mean for mean, _, _ in there.values()]
+            halves = [0 if math.isnan(high) else high - mean for mean, _, high in there.values()]
+            plot.errorbar(means, heights, xerr=halves, fmt="o", markersize=4, capsize=2, linewidth=1.2, label=name)
+        plot.set(title=share if len(intervals) > 1 else "", xlabel=title)
+        plot.set_yticks(range(len(conditions)), list(conditions))
+        plot.set_ylim(len(conditions) - 0.5, -0.5)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     figure.savefig(target, dpi=120)
     plt.close(figure)

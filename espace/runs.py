@@ -28,6 +28,7 @@ from espace.data.table import Columns
 from espace.data.vocabulary import Vocabulary
 from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model import Model
+from espace.optim import settle
 from espace.plugins import Registry
 from espace.plugins import load as load_plugins
 from espace.precision import autocast, default_precision
@@ -246,6 +247,7 @@ def load(path: str | Path, checkpoint: str = "best", plugins: Sequence[str] = ()
         for prefix, module in (("model.", model), ("weighting.", weighting)):
             weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
             module.load_state_dict(weights)
+        settle([*model.parameters()], next(iter(content.get("optimizer_states", [])), {}))
     except RuntimeError as error:
         raise RunError(
             f"{file}: its weights do not fit the model that is built now: {' '.join(str(error).split())}. Use the plugins as"

@@ -146,4 +146,6 @@ def _entry(entry: Entry) -> str:
         lines.append(f"      {option.name}: {describe_type(option.annotation)}; {default}")
     if entry.has_expert:
         lines.append(f"      expert: a tower; default {show(EXPERT)}")
+    if "of" in entry.beside:
+        lines.append("      of: a list of what it judges; default all")
     return "\n".join(lines)

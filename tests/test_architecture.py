@@ -8,10 +8,11 @@ import pytest
 ROOT = Path(__file__).parents[1] / "espace"
 LAYERS = [  # a module imports only what stands above it
     "errors chain hookspecs precision pieces statistics",
-    "batch features probability blocks scores",
+    "batch features probability blocks scores spaces",
     "data.readers data.cache data.schemas data.convert data.files data.formats",
     "data data.raw",
-    "kernels compiling",
+    "missed compiling",
+    "kernels",
     "embedding model optim",
     "towers sharing links objectives samplers weightings stages metrics",
     "signature plugins",
@@ -19,7 +20,8 @@ LAYERS = [  # a module imports only what stands above it
     "build evaluation checkpoint",
     "lightning callbacks runs report narrator",
     "experiment show new prepare",
-    "comparison workers",
+    "comparison_keys planned from_columns",
+    "comparison_checks comparison judged workers",
     "outcome",
     "compare",
     "cli testing",

@@ -18,6 +18,7 @@ from espace.metrics.calibration import Calibration
 from espace.metrics.count import Count
 from espace.metrics.gauc import GAUC
 from espace.metrics.log_loss import LogLoss
+from espace.metrics.truth import Truth
 from espace.metrics.value import ValueMetric
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.ordered import Ordered
@@ -235,6 +236,11 @@ class TestGAUC(MetricTests):
     metric = GAUC
     options = {"by": "user", "max_rows": 500}
     counts = ("gauc_groups",)
+
+
+class TestTruth(MetricTests):
+    metric = Truth
+    options = {"column": "true", "name": "do", "max_rows": 500}
 
 
 def table(rows):

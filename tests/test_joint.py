@@ -24,6 +24,7 @@ from espace.metrics.log_loss import LogLoss
 from espace.objectives.entire_space import EntireSpace
 from espace.probability import Probabilities
 from espace.show import describe
+from espace.spaces import Space
 from tests.chains import Enumeration, chain_of, every_chain, overlaps, random_logits, root_of
 from tests.shop import rows
 
@@ -289,7 +290,8 @@ def judged(count=4000, seed=0):
     )
     metrics = {"auc": AUC(), "log_loss": LogLoss(), "calibration": Calibration(), "gauc": GAUC(by="user")}
     terms = TermMeans(["click", "conversion"], lambda found: torch.stack(list(found.values())).sum())
-    judge = Judge(ESMM, {"conversion_given_click": ("conversion", "click", None)}, metrics, terms)
+    space = {"conversion_given_click": Space("conversion", "click")}
+    judge = Judge(ESMM, space, {"conversion_given_click": metrics}, terms)
     judge.update(Probabilities(ESMM, z, joint=["conversion"]), batch, EntireSpace(ESMM))
     sigmoid = [1 / (1 + np.exp(-v)) for v in (click, p_conversion)]
     found = {n.removeprefix("conversion_given_click/"): v for n, v in judge.compute().items()}

@@ -95,8 +95,9 @@ def check_monitor(config: Config, names: Sequence[str]) -> None:
 
 
 def monitor_mode(config: Config) -> Literal["min", "max"]:
-    """Whether `monitor` is better when it is lower or higher: `mode`, else max for AUC, GAUC and Gini, and min for the rest."""
-    return config.mode or ("max" if config.monitor.rpartition("/")[2] in ("auc", "gauc", "gini") else "min")
+    """Whether `monitor` is better when it is lower or higher: `mode`, else max for AUC, GAUC, Gini and rank correlation, and min
+    for the rest."""
+    return config.mode or ("max" if config.monitor.endswith(("/auc", "/gauc", "/gini", "rank_correlation")) else "min")
 
 
 def _read(path: Path, overrides: Sequence[str]) -> Source:

@@ -10,6 +10,7 @@ from espace.config import scorecheck
 from espace.config.schema import Fields
 from espace.config.yamlfile import Key, Problem
 from espace.errors import ChainError, did_you_mean
+from espace.spaces import of_potential, spaces
 
 
 def problems(config: Fields, broken: Collection[Key]) -> list[Problem]:
@@ -24,7 +25,7 @@ def problems(config: Fields, broken: Collection[Key]) -> list[Problem]:
         chain = Chain.parse(config.chain)
     except ChainError as error:
         return [*found, _chain_problem(str(error))]
-    checks = (_labels, _stages, _towers, _potential, _violations, _scores)
+    checks = (_labels, _stages, _towers, _potential, _metrics, _violations, _scores, _optimizer)
     return [*found, *(problem for check in checks for problem in check(config, chain))]
 
 
@@ -44,6 +45,14 @@ def _amounts(chain: Chain) -> list[str]:
 def feature_columns(config: Fields) -> dict[str, str]:
     """`{feature: the column it reads}`."""
     return {name: part.options.get("column") or name for name, part in config.features.items()}
+
+
+def judged_by(config: Fields) -> dict[str, str]:
+    """`{column that predictions are judged by: what it is}`, labels left out."""
+    truths = {
+        m.reads["column"]: f"what metrics.{n} judges by" for n, m in config.metrics.items() if "column" in m.reads
+    }
+    return truths | {column: f"the potential outcome of '{name}'" for name, column in config.data.potential.items()}
 
 
 def _chain_problem(text: str) -> Problem:
@@ -74,7 +83,7 @@ def _labels(config: Fields, chain: Chain) -> Iterator[Problem]:
 
 
 def _columns(config: Fields) -> Iterator[Problem]:
-    taken = {column: f"the potential outcome of '{name}'" for name, column in config.data.potential.items()}
+    taken = judged_by(config)
     yield from _leaks(config, taken | ({config.data.weight: "the row weight"} if config.data.weight else {}))
     for number, name in enumerate(config.data.allow_leaks):
         if name not in config.features:
@@ -136,14 +145,34 @@ def _potential(config: Fields, chain: Chain) -> Iterator[Problem]:
         if name not in chain.addresses:
             hint = did_you_mean(name, chain.addresses)
             yield Problem(("data", "potential", name), f"the chain has no such probability.{hint}")
+    taken = {*chain.addresses, *chain.expectations}
+    for name, column in _known_potential(config, chain).items():
+        for space in (found := of_potential(chain, name, column)):
+            if space in taken:
+                what = f"with it '{space}' would stand for two things that are judged. Rename the stage of that name."
+                yield Problem(("data", "potential", name), what)
+        taken |= {*found}
+
+
+def _known_potential(config: Fields, chain: Chain) -> dict[str, str]:
+    return {name: column for name, column in config.data.potential.items() if name in chain.addresses}
+
+
+def _metrics(config: Fields, chain: Chain) -> Iterator[Problem]:
+    known, possible = (spaces(chain, p) for p in (_known_potential(config, chain), dict.fromkeys(chain.addresses, "")))
+    for name, metric in config.metrics.items():
+        for number, space in enumerate(metric.of or ()):
+            if space not in known:
+                hint = f"there is no such probability.{did_you_mean(space, known)}"
+                mend = "it is judged by potential outcomes. Name their column under data.potential."
+                yield Problem(("metrics", name, "of", number), mend if space in possible else hint)
 
 
 def _scores(config: Fields, chain: Chain) -> Iterator[Problem]:
     labels = {column: f"the label of '{stage}'" for stage, column in label_columns(config, chain).items()}
-    potential = {column: f"the potential outcome of '{name}'" for name, column in config.data.potential.items()}
     plain = {column: f"the column of the feature '{name}'" for name, column in feature_columns(config).items()}
     weight = {config.data.weight: "the column of row weights"} if config.data.weight else {}
-    return scorecheck.names(config, chain, potential | labels, plain | weight)
+    return scorecheck.names(config, chain, judged_by(config) | labels, plain | weight)
 
 
 def _violations(config: Fields, chain: Chain) -> Iterator[Problem]:
@@ -182,3 +211,12 @@ def _shares(config: Fields) -> Iterator[Problem]:
 
 def _listed(names: Iterable[str]) -> str:
     return " and ".join(f"'{n}'" for n in names)
+
+
+def _optimizer(config: Fields, chain: Chain) -> Iterator[Problem]:
+    if config.optimizer.tables == "exact" and config.optimizer.weight_decay:
+        what = (
+            f"exact with weight_decay {config.optimizer.weight_decay:g}: dense Adam then moves every row in every step, and rows"
+            " cannot catch up. Write lazy, where only rows looked up decay, or dense."
+        )
+        yield Problem(("optimizer", "tables"), what)

@@ -25,7 +25,7 @@ def json_schema(registry: Registry) -> Json:
     properties["chain"] = {"anyOf": [{"type": "string"}, properties["chain"]], "title": "Chain"}
     shared["Data"] = {"oneOf": [_data(shared["Data"], e, shared) for e in entries_of("readers", registry).values()]}
     shared["Stage"]["properties"]["kind"] = _of("stages")
-    del shared["Component"], shared["Sharing"]
+    del shared["Component"], shared["Sharing"], shared["Metric"]
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "An experiment of espace"}
     return {**schema, **head, "required": ["chain", "data", "features"]}
 
@@ -52,6 +52,7 @@ def _mapping(entry: Entry, shared: Json) -> Json:
     options = _options(entry, shared)
     properties = {"type": {"const": entry.name}, **options.get("properties", {})}
     properties |= {"expert": _of("towers")} if entry.has_expert else {}
+    properties |= {"of": {"type": "array", "items": {"type": "string"}, "minItems": 1}} if "of" in entry.beside else {}
     text = {"description": entry.summary} if entry.summary else {}
     required = ["type", *options.get("required", [])]
     return {"type": "object", **text, "properties": properties, "required": required, "additionalProperties": False}

@@ -121,6 +121,8 @@ class Binder:
         part = {"type": node["type"]}
         if entry is not None and entry.has_expert:
             part["expert"] = self._part(options.pop("expert", EXPERT), "towers", (*key, "expert"))
+        if kind == "metrics" and (of := options.pop("of", None)) is not None:
+            part["of"] = of
         if entry is not None:
             options, problems = bind(entry, options, key)
             self.problems += problems

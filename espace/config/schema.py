@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from espace.config.validate import Section
@@ -57,6 +57,21 @@ class Sharing(Component):
     @model_serializer
     def _inline(self) -> dict[str, Any]:
         return {"type": self.type, **self.options, **({} if self.expert is None else {"expert": self.expert})}
+
+
+class Metric(Component):
+    """A component with what it judges, if that is not everything: names of probabilities, or of expectations."""
+
+    of: Annotated[list[str], MinLen(1)] | None = None
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """`{option: the column that it names}`: `by` has group keys, `column` has probabilities."""
+        return {option: c for option in ("by", "column") if isinstance(c := self.options.get(option), str)}
+
+    @model_serializer
+    def _inline(self) -> dict[str, Any]:
+        return {"type": self.type, **self.options, **({} if self.of is None else {"of": self.of})}
 
 
 class Stage(Section):
@@ -121,7 +136,7 @@ class Optimizer(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
-    tables: Literal["lazy", "exact", "dense"] = "lazy"
+    tables: Literal["exact", "lazy", "dense"] | None = None  # exact; lazy with weight decay
 
 
 class Fields(Section):
@@ -142,7 +157,7 @@ class Fields(Section):
     objective: Component
     sampler: Component
     weighting: Component
-    metrics: dict[str, Component]
+    metrics: dict[str, Metric]
     scores: dict[str, str] = {}
     optimizer: Optimizer = Optimizer()
     trainer: dict[str, Any] = {}

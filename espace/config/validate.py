@@ -80,8 +80,7 @@ def bind(
     entry: Entry, options: Mapping[str, Any], key: Key, also: Collection[str] = ()
 ) -> tuple[dict[str, Any], list[Problem]]:
     """The options with every default written out, as plain values; with problems, those that are right so far."""
-    beside = also or (("expert",) if entry.has_expert else ())
-    model, problems = check(options_model(entry), options, key, None if also else entry, beside)
+    model, problems = check(options_model(entry), options, key, None if also else entry, also or entry.beside)
     if model is None:
         wrong = {p.key[len(key)] for p in problems}
         return {name: value for name, value in options.items() if name not in wrong}, problems

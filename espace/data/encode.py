@@ -81,7 +81,7 @@ class Encoder:
         labels: `{stage or value: column}` for `chain.labelled` and the values of the chain.
         dim: the default embedding width.
         weight: the column of row weights.
-        extras: `{column: "key" or "value"}`, other columns that metrics want.
+        extras: `{column: "key", "value" or "probability"}`, other columns that metrics want.
         policy: what to do with labels that contradict the chain.
         limits: `{value: the least and the largest amount that there can be}`.
         tables: `{table: Vocabulary, or the number of hash buckets}`.

@@ -16,7 +16,7 @@ from espace.data.lists import first_text, split
 from espace.data.vocabulary import canonical, key_of, one_array
 from espace.errors import DataError
 
-Extra = Literal["key", "value"]
+Extra = Literal["key", "value", "probability"]
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -150,10 +150,22 @@ class Columns:
         return values.astype(np.float32)
 
     def extra(self, column: str, kind: Extra) -> NDArray[Any]:
-        """A column for a metric: int64 group keys, or float64 values."""
+        """A column for a metric: int64 group keys, or float64 values or probabilities, NaN where missing."""
+        if kind == "probability":
+            return self._probabilities(column)
         if kind == "value":
             return self.numbers(column, "Mend the column, or change data.potential.")
         return np.array(key_of(self._canonical(self.array(column), column)))
+
+    def _probabilities(self, column: str) -> NDArray[np.float64]:
+        """Numbers from 0 to 1: (rows,) float64, NaN where missing."""
+        mend = "Mend the column, or let the metric name another one."
+        values = self.numbers(column, mend)
+        wrong = (values < 0) | (values > 1)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise DataError(f"{self._row(row)}: {column} = {values[row]:g} is no probability from 0 to 1. {mend}")
+        return values
 
     def _row(self, row: int) -> str:
         return f"{self.where}, row {row if self.rows is None else self.rows[row]}"

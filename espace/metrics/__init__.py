@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+import torchmetrics
 from torch import Tensor
+from torchmetrics.utilities import dim_zero_cat
 
 import espace
-from espace.errors import NonFiniteError
+from espace.errors import DataError, NonFiniteError, did_you_mean
 
 LARGEST_LOGIT = 40.0
+_HASHES = 2**62
 
 
 def judged(scored: espace.Scored) -> espace.Scored:
@@ -59,3 +65,81 @@ def _place(logits: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     position = (logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT) + LARGEST_LOGIT) * (bins / (2 * LARGEST_LOGIT))
     index = position.long().clamp(max=bins - 1)
     return index, position - index
+
+
+def extra(scored: espace.Scored, column: str, option: str) -> Tensor:
+    """Another column of the rows, (rows,), which the option names. Raises DataError where there is none."""
+    if column not in scored.extras:
+        raise DataError(f"{option}: the rows have no extra column '{column}'.{did_you_mean(column, scored.extras)}")
+    return scored.extras[column]
+
+
+class KeepingMetric(torchmetrics.Metric):
+    """A metric that needs the rows themselves. Abstract.
+
+    Keeps all of them up to `max_rows`; beyond that, those whose hashed key lies below a threshold that is halved whenever the
+    store is full. Rows of one key stay or go together, whatever their order, and on whatever rank they are.
+
+    Args:
+        max_rows: how many rows each rank keeps at most.
+        columns: how many numbers a row has; 8 bytes each, and 8 for the key.
+    """
+
+    keys: list[Tensor]  # (rows,) int64
+    rows: list[Tensor]  # (rows, columns) float64
+    stored: Tensor
+    threshold: Tensor  # rows whose hashed key is not below it are left out
+
+    def __init__(self, max_rows: int, columns: int) -> None:
+        super().__init__()
+        self.max_rows = max_rows
+        self.columns = columns
+        self.add_state("keys", [], dist_reduce_fx="cat")
+        self.add_state("rows", [], dist_reduce_fx="cat")
+        self.add_state("stored", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("threshold", torch.tensor(_HASHES), dist_reduce_fx="min")
+
+    def keep(self, keys: Tensor, *columns: Tensor) -> None:
+        """Add rows: keys (rows,) int64, and columns (rows,) float64."""
+        below = hashed(keys) < self.threshold
+        self.keys.append(keys[below])
+        self.rows.append(torch.stack(columns, dim=1)[below])
+        self.stored += below.sum()
+        if self.stored > self.max_rows:
+            keys, rows, self.threshold = self._fitting()
+            self.keys, self.rows = [keys], [rows]
+            self.stored = torch.full_like(self.stored, len(keys))
+
+    def kept(self) -> tuple[Tensor, ...]:
+        """The key and the columns of the rows that fit, (rows,) each."""
+        keys, rows, _ = self._fitting()
+        return keys, *rows.unbind(1)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the states of all ranks. A rank without rows takes part with empty columns of the right type."""
+        self.keys.append(self.threshold.new_zeros(0))
+        self.rows.append(self.threshold.new_zeros(0, self.columns).double())
+        super().sync(*args, **kwargs)
+
+    def _fitting(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and rows of which there are no more than `max_rows`, and the threshold that leaves those."""
+        keys, rows = dim_zero_cat(self.keys), dim_zero_cat(self.rows)
+        hashes, threshold = hashed(keys), self.threshold
+        while (hashes < threshold).sum() > self.max_rows:
+            threshold = threshold // 2
+        fit = hashes < threshold
+        return keys[fit], rows[fit], threshold
+
+
+def hashed(keys: Tensor) -> Tensor:
+    """splitmix64 (Steele et al., OOPSLA 2014) of int64 keys, as int64 from 0 to 2**62 - 1."""
+    z = keys + (0x9E3779B97F4A7C15 - 2**64)
+    z = (z ^ _shift(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    z = (z ^ _shift(z, 27)) * (0x94D049BB133111EB - 2**64)
+    return _shift(z ^ _shift(z, 31), 2)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Shift right as if unsigned."""
+    low: int = 2 ** (64 - bits) - 1
+    return (z >> bits) & low

@@ -24,9 +24,9 @@ Rows = TypeVar("Rows", Scored, ScoredValue)
 class MetricTests:
     """Laws of a metric. Set `metric` and `options`; `counts` to the names that count something, and are 0 without rows.
 
-    The rows have predictions in float32 and one extra column, `user`, of integers; those of a metric with `of_values` have
-    amounts and expectations instead of labels and probabilities. A metric that keeps rows up to a limit needs `options` with a
-    limit of a few hundred.
+    The rows have predictions in float32 and two extra columns: `user`, integers, and `true`, probabilities, some of them NaN.
+    Those of a metric with `of_values` have amounts and expectations instead of labels and probabilities. A metric that keeps
+    rows up to a limit needs `options` with a limit of a few hundred.
     """
 
     metric: ClassVar[Callable[..., Metric]]
@@ -139,7 +139,9 @@ def example_scored(
     logits = torch.where(torch.rand(rows) < 0.5, logits, (4 * logits).round() / 4)
     labels = torch.bernoulli(logits.sigmoid())
     weight = torch.randint(1, 4, (rows,)) if weights else None
-    return scored(logits, labels, weight, user=torch.randint(0, users, (rows,)))
+    user = torch.randint(0, users, (rows,))
+    true = (logits + 0.5 * torch.randn(rows)).sigmoid().where(torch.rand(rows) < 0.9, torch.nan)
+    return scored(logits, labels, weight, user=user, true=true)
 
 
 def take(rows: Rows, index: Tensor | slice) -> Rows:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from torchmetrics import Metric
 
-from espace.metrics import auc, calibration, count, gauc, log_loss
+from espace.metrics import auc, calibration, count, gauc, log_loss, truth
 from espace.testing.metrics import example_scored as draw
 from espace.testing.metrics import gathered, judge, scored, take
 
 __all__ = ["METRICS", "build", "draw", "gathered", "judge", "scored", "take"]
 
 METRICS: dict[str, type[Metric]] = {}
-for module in (auc, calibration, count, gauc, log_loss):
+for module in (auc, calibration, count, gauc, log_loss, truth):
     module.register_metrics(METRICS.__setitem__)
 
-OPTIONS = {"gauc": {"by": "user"}}
+OPTIONS = {"gauc": {"by": "user"}, "truth": {"column": "true"}}
 
 
 def build(name: str) -> Metric:

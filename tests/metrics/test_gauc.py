@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from espace.errors import DataError
-from espace.metrics import logit
+from espace.metrics import hashed, logit
 from espace.metrics.auc import AUC
-from espace.metrics.gauc import GAUC, _hash
+from espace.metrics.gauc import GAUC
 from espace.probability import Scored
 from tests.metrics.draws import draw, gathered, judge, scored, take
 
@@ -126,7 +126,7 @@ def test_a_group_larger_than_the_store_leaves_nothing_to_judge() -> None:
 
 @pytest.mark.parametrize("step", [1, 2**20, -(2**40)])
 def test_hashes_of_regular_keys_are_spread_evenly(step: int) -> None:
-    hashes = _hash(torch.arange(100_000) * step)
+    hashes = hashed(torch.arange(100_000) * step)
     assert hashes.min() >= 0
     assert hashes.unique().numel() == 100_000
     shares = torch.histc(hashes.double() / 2**62, bins=16, min=0, max=1) / 100_000

@@ -1,0 +1,120 @@
+"""What a row of a table misses while it is not looked up: dense Adam's steps with a gradient of zero, added up.
+
+A row that was last brought to step t0, with moments m and v, misses the steps j = t0 + k. With a gradient of zero
+
+    sum over k of  lr_j / (1 - beta1^j) * m beta1^k / ( sqrt(v beta2^k / (1 - beta2^j)) + eps )
+        =  m * sum over k of  w_k / (sqrt(v) u_k + eps)
+    w_k = lr_j beta1^k / (1 - beta1^j),   u_k = sqrt(beta2^k / (1 - beta2^j))
+
+is what it moves. w and u hang on t0 alone, and u hardly changes while beta1^k lasts. So the sum is taken by the Gauss rule of two
+nodes for the weights w / u^2, which has their moments 0 to 3: it is exact where eps does not count and where nothing else does,
+and four numbers for every t0 are all that a row needs. Each step adds one k to the moments of every t0 within a window. (The
+steps are those of Kingma and Ba, ICLR 2015, algorithm 1; a Gauss rule from four moments is in any book on quadrature.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+LAST = 1e-8  # of the first missed step's move; what comes after is not added
+SPREAD = 1e-2  # variance of u over its squared mean, up to which the rule holds to 5e-5
+_NUMBERS, _STEPS = ("step", "start", "unruled", "settled"), ("sizes", "roots", "rules")
+_ALIKE = 1e-12  # below it u is one number to rounding
+
+Floats = NDArray[np.float64]
+
+
+class Missed:
+    """The steps that a table has had, and for each of them what a row misses that was last brought to it.
+
+    Attributes:
+        step: the number of steps.
+        window: how many missed steps count; more than there are where they never fade.
+        sizes, roots: (steps + 1,) or longer, lr_j / (1 - beta1^j) and sqrt(1 - beta2^j) of step j.
+        rules: (steps + 1, 4) or longer, a, x, b, y for which the sum is a / (sqrt(v) x + eps) + b / (sqrt(v) y + eps); a is -1
+            where it has to be added up.
+        unruled: the last step without a rule for what follows.
+        settled: a step that every row has had.
+        start: the step from which on the steps are known.
+        moments: (window, 4), the moments 0 to 3 of the last steps.
+    """
+
+    def __init__(self, options: Mapping[str, Any], step: int) -> None:
+        self.betas: tuple[float, float] = options["betas"]
+        self.step = self.start = step
+        self.unruled, self.settled = step - 1, 0
+        beta1, beta2 = self.betas
+        fade = beta1 / math.sqrt(beta2) if beta1**2 < beta2 else 1.0
+        self.window = 2**62 if fade == 1 else 1 if fade == 0 else math.ceil(math.log(LAST) / math.log(fade))
+        j = np.arange(1, step + 1)
+        self.sizes = np.concatenate([[0.0], options["lr"] / (1 - beta1**j)])  # as if lr had always been the same
+        self.roots = np.concatenate([[0.0], np.sqrt(1 - beta2**j)])
+        self.rules = np.full((step + 1, 4), -1.0)
+        k, power = np.arange(self.window if fade < 1 else 0, 0, -1)[:, None], np.arange(-2, 2)
+        self._shares = beta1**k * beta2 ** (
+            k * power / 2
+        )  # (window, 4), in the moments of the t0 that lies k steps back
+        self.moments = np.zeros_like(self._shares)
+
+    def add(self, lr: float) -> None:
+        """One more step."""
+        self.step += 1
+        if self.step >= len(self.sizes):
+            self._make_room()
+        beta1, beta2 = self.betas
+        size, root = lr / (1 - beta1**self.step), math.sqrt(1 - beta2**self.step)
+        self.sizes[self.step], self.roots[self.step] = size, root
+        known = min(len(self.moments), self.step - self.start)
+        if not known:
+            self.unruled = self.step
+            return
+        self.moments[:-1] = self.moments[1:]
+        self.moments[-1] = 0
+        self.moments += self._shares * (size * root ** np.arange(2.0, -2.0, -1.0))
+        first = self.step - known
+        self.rules[first : self.step] = rules = _gauss(self.moments[-known:])
+        without = np.flatnonzero(rules[:, 0] < 0)
+        if len(without):
+            self.unruled = first + int(without[-1])
+
+    def state(self) -> dict[str, Any]:
+        """Everything, to go on from."""
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        steps = {name: torch.from_numpy(getattr(self, name)[: self.step + 1].copy()) for name in _STEPS}
+        return {**numbers, **steps, "moments": torch.from_numpy(self.moments.copy())}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()` of another, made with the same betas."""
+        for name in _NUMBERS:
+            setattr(self, name, state[name])
+        for name in (*_STEPS, "moments"):
+            setattr(self, name, state[name].numpy().copy())
+
+    def _make_room(self) -> None:
+        more = self.step + 1_024
+        self.sizes, self.roots = (np.concatenate([known, np.zeros(more)]) for known in (self.sizes, self.roots))
+        self.rules = np.concatenate([self.rules, np.full((more, 4), -1.0)])
+
+
+def _gauss(moments: Floats) -> Floats:
+    """Two weights and nodes from the moments 0 to 3 of w / u^2, (n, 4): a, x, b, y, (n, 4)."""
+    with np.errstate(all="ignore"):
+        total, *raw = moments.T
+        mean, second, third = (m / total for m in raw)
+        variance = np.maximum(second - mean**2, 0)
+        skew = np.where(variance > 0, (third - 3 * mean * second + 2 * mean**3) / variance / 2, 0)
+        alike = variance <= _ALIKE * mean**2
+        root = np.sqrt(skew**2 + variance)
+        above, below = np.where(alike, 0, skew + root), np.where(alike, 0, skew - root)
+        share = np.where(alike, 1, -below / (above - below))
+        x, y = mean + above, mean + below
+        rules = np.stack([total * share * x**2, x, total * (1 - share) * y**2, y], axis=1)
+    rules[variance > SPREAD * mean**2] = -1
+    rules[total == 0] = 0, 1, 0, 1
+    return rules
