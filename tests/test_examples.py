@@ -32,7 +32,7 @@ def _cases() -> Iterator[object]:
         yield pytest.param(example, id=example.stem, marks=[pytest.mark.real_data] if _is_real(example) else [])
 
 
-def _overrides(example: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> list[str]:
+def real_rows(example: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> list[str]:
     """A few rows: fewer draws of the simulator, or a copy of the beginning of the real files."""
     if not _is_real(example):
         data = yaml.safe_load(example.read_text())["data"]
@@ -59,7 +59,7 @@ def test_an_example_opens_with_what_it_is_and_its_command(example: Path) -> None
 def _fit(example: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int, *more: str) -> Run:
     if _is_real(example):
         monkeypatch.setenv("ESPACE_DATA", str(REAL))
-    overrides = _overrides(example, folder / "data", monkeypatch, rows)
+    overrides = real_rows(example, folder / "data", monkeypatch, rows)
     steps = [
         "trainer.max_epochs=1",
         "trainer.limit_train_batches=4",

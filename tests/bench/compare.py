@@ -33,6 +33,7 @@ from tests.bench.peers.install import PACKAGES, python_of
 ROOT = Path(__file__).parents[2]
 OWN: dict[str, list[str]] = {  # runs in this environment: the module and its options
     "espace": ["tests.bench.peers.espace_run"],
+    "espace_lazy": ["tests.bench.peers.espace_run", "--set", "optimizer.tables=lazy"],
     "espace_bf16": ["tests.bench.peers.espace_run", "--set", "trainer.precision=bf16-mixed"],
     "espace_compiled": ["tests.bench.peers.espace_run", "--set", "compile=true"],
     "limit": ["tests.bench.limit"],

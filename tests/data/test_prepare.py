@@ -20,6 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from espace.cli import app
+from espace.compare import compare
 from espace.data.raw import convert
 from espace.data.raw.ali_ccp import ALI_CCP, REST, USER
 from espace.data.raw.ali_express import ALI_EXPRESS
@@ -29,6 +30,7 @@ from espace.data.raw.lines import Tally, blocks
 from espace.data.raw.release import Published, Release
 from espace.errors import DataError
 from espace.experiment import Experiment
+from tests import paper
 from tests.processes import _CONTEXT as FORKS
 from tests.raw import AliCcp, AliExpress
 
@@ -503,9 +505,9 @@ def test_the_example_of_the_paper_trains_on_what_was_prepared(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     raw = small(tmp_path / "raw", rows=3_000, faults=0.05, run=20, ctr=0.3, cvr=0.2)
     assert prepare("ali-ccp", raw, tmp_path / "ali-ccp")[0] == 0
-    example = HOME / "examples" / "paper" / "aliccp.yaml"
+    example = HOME / "examples" / "aliccp.yaml"
     lines = example.read_text().splitlines()
-    assert "#     espace fit examples/paper/aliccp.yaml" in lines
+    assert "#     espace fit examples/aliccp.yaml" in lines
     more = ["trainer.accelerator=cpu", "trainer.limit_train_batches=3", "data.split.share=0.3", "data.batch_size=500"]
     run = Experiment.from_yaml(example, more).fit(tmp_path / "run")
     assert run is not None
@@ -513,3 +515,14 @@ def test_the_example_of_the_paper_trains_on_what_was_prepared(tmp_path: Path, mo
     rows = len(rows_of(tmp_path / "ali-ccp" / "test"))
     violations = PlainAliCcp(raw, "test").odd[VIOLATION]
     assert results["test/click/rows"] == rows - violations
+
+
+def test_one_command_gives_the_seven_rows_of_the_table_of_the_paper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = small(tmp_path / "raw", rows=3_000, faults=0.05, run=20, ctr=0.3, cvr=0.2)
+    assert prepare("ali-ccp", raw, tmp_path / "ali-ccp")[0] == 0
+    few = ["trainer.accelerator=cpu", "trainer.max_steps=2", "data.split.share=0.3", "data.batch_size=500"]
+    outcome = compare(paper.shrunk("aliccp", tmp_path), few, tmp_path / "out")
+    paper.check(outcome, tmp_path / "out")
