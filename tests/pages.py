@@ -30,7 +30,7 @@ import yaml
 from typer.testing import CliRunner
 
 from espace.cli import app
-from espace.comparison import Comparison
+from espace.compare.comparison import Comparison
 from espace.experiment import Experiment
 from tests.shop import Shop, rows
 

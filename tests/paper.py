@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from espace.outcome import Outcome
+from espace.compare.outcome import Outcome
 
 FOLDER = Path(__file__).parent.parent / "examples" / "paper"
 SYSTEMS = ["base", "aman", "oversampling", "unbias", "division", "esmm_ns", "esmm"]

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "espace"
 LAYERS = [  # a module imports only what stands above it
-    "errors chain hookspecs precision pieces statistics",
+    "errors chain hookspecs precision pieces",
     "batch features probability blocks scores spaces",
     "data.readers data.cache data.schemas data.convert data.files data.formats",
     "data data.raw",
@@ -20,9 +20,6 @@ LAYERS = [  # a module imports only what stands above it
     "build evaluation checkpoint",
     "lightning callbacks runs report narrator",
     "experiment show new prepare",
-    "comparison_keys planned from_columns",
-    "comparison_checks comparison judged workers",
-    "outcome",
     "compare",
     "cli testing",
 ]

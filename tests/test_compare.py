@@ -20,12 +20,12 @@ from sklearn.metrics import log_loss, roc_auc_score
 from espace.batch import Batch
 from espace.chain import Chain
 from espace.compare import compare
-from espace.comparison import Comparison
+from espace.compare.comparison import Comparison
+from espace.compare.from_columns import FromColumns
+from espace.compare.outcome import Outcome
+from espace.compare.statistics import difference
 from espace.errors import ConfigError, DataError
-from espace.from_columns import FromColumns
-from espace.outcome import Outcome
 from espace.runs import load
-from espace.statistics import difference
 from tests import pages
 from tests.processes import code_of, start, wait_for
 from tests.shop import CONFIG, SPLITS, Shop, put

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from sklearn.metrics import roc_auc_score
 
-from espace.statistics import Ranked, difference, holm, quantile, replicates, tail
+from espace.compare.statistics import Ranked, difference, holm, quantile, replicates, tail
 
 
 def draw(seed: int, rows: int = 300, distinct: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from espace.comparison_keys import override
+from espace.compare.keys import override
 from espace.config import Config
 from espace.experiment import open_parts
 from espace.plugins import Registry, is_file

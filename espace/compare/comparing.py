@@ -14,16 +14,16 @@ from statistics import fmean
 
 import numpy as np
 
-from espace.comparison import Comparison
+from espace.compare.comparison import Comparison
+from espace.compare.judged import Judged, Values, Wanted, is_judged, judge, numbers, product, put
+from espace.compare.outcome import Compared, Outcome
+from espace.compare.planned import Planned
+from espace.compare.statistics import Difference, Ranked, difference, holm, replicates
+from espace.compare.workers import Task, run
 from espace.errors import EspaceError, RunError
 from espace.experiment import Experiment
-from espace.judged import Judged, Values, Wanted, is_judged, judge, numbers, product, put
-from espace.outcome import Compared, Outcome
-from espace.planned import Planned
 from espace.report import Report
 from espace.runs import writing
-from espace.statistics import Difference, Ranked, difference, holm, replicates
-from espace.workers import Task, run
 
 _FIT = "finished.json"
 

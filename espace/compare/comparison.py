@@ -8,7 +8,7 @@ from pathlib import Path
 
 import espace.config as configuration
 from espace.build import chain_of
-from espace.comparison_checks import (
+from espace.compare.checks import (
     Steps,
     helper_problems,
     product_problems,
@@ -16,11 +16,11 @@ from espace.comparison_checks import (
     steps_of,
     variant_problems,
 )
-from espace.comparison_keys import Product, Variant, keys_of, override
+from espace.compare.keys import Product, Variant, keys_of, override
+from espace.compare.planned import Digests, Planned
 from espace.config.yamlfile import Key, Problem, read
 from espace.errors import ConfigError, EspaceError, did_you_mean
 from espace.experiment import Experiment
-from espace.planned import Digests, Planned
 
 Cell = tuple[str, float, int]  # condition, share, seed
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
-from espace.comparison import Comparison
-from espace.judged import Values
-from espace.planned import Planned
+from espace.compare.comparison import Comparison
+from espace.compare.judged import Values
+from espace.compare.planned import Planned
+from espace.compare.statistics import LEVEL, Difference, quantile
 from espace.report import Interval, Report
 from espace.runs import writing
-from espace.statistics import LEVEL, Difference, quantile
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,16 @@ from torch import Tensor
 import espace.config as configuration
 from espace.batch import Batch, Labels
 from espace.build import spaces_of
+from espace.compare.from_columns import judge_columns
+from espace.compare.planned import Planned
+from espace.compare.statistics import Ranked
 from espace.errors import DataError
 from espace.evaluation import scored
 from espace.experiment import evaluate_run
-from espace.from_columns import judge_columns
-from espace.planned import Planned
 from espace.probability import Probabilities
 from espace.report import Report
 from espace.runs import load
 from espace.spaces import Space
-from espace.statistics import Ranked
 
 Values = dict[str, float]
 Step = tuple[str, str]  # a stage and its parent
