@@ -48,7 +48,7 @@ class RowAdam:
 
     def catch_up(self, rows: Tensor, missed: Missed, options: Mapping[str, Any]) -> None:
         """Bring `rows`, (n,), through all steps that they have missed."""
-        steps = missed.sizes, missed.roots, missed.rules, missed.window, missed.step
+        steps = missed.sizes, missed.roots, missed.rules, missed.fades, missed.window, missed.step
         given = rows.numpy(), steps, _numbers(options)
         _run(_threads(len(rows)), _catch_up, _catch_up_in_threads, self._tensors, *given)
 
@@ -122,7 +122,7 @@ def _step(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, threa
 @njit(error_model="numpy", cache=True)
 def _catch_up(tensors: Any, rows: Any, steps: Any, numbers: Any, thread: int, threads: int) -> None:
     table, first, second, seen = tensors
-    rules, step, eps = steps[2], steps[4], np.float32(numbers[3])
+    rules, fades, step, eps = steps[2], steps[3], steps[5], np.float32(numbers[3])
     for row in rows:
         if row % threads != thread or seen[row] == step:
             continue
@@ -136,7 +136,7 @@ def _catch_up(tensors: Any, rows: Any, steps: Any, numbers: Any, thread: int, th
             for k in range(table.shape[1]):
                 m, root = first[row, k], np.sqrt(second[row, k])
                 table[row, k] -= m * a / (root * x + eps) + m * b / (root * y + eps)
-        fade1, fade2 = np.float32(numbers[1] ** gap), np.float32(numbers[2] ** gap)
+        fade1, fade2 = np.float32(fades[gap, 0]), np.float32(fades[gap, 1])
         for k in range(table.shape[1]):
             first[row, k] *= fade1
             second[row, k] *= fade2
@@ -145,14 +145,14 @@ def _catch_up(tensors: Any, rows: Any, steps: Any, numbers: Any, thread: int, th
 @njit(error_model="numpy", cache=True)
 def _sum(table: Any, first: Any, second: Any, last: int, gap: int, steps: Any, numbers: Any) -> None:
     """The sum that `Missed` tells of, term by term, for one row: table, first and second are (width,)."""
-    sizes, roots, _, window, _ = steps
+    sizes, roots, _, fades, window, _ = steps
     if not first.any():
         return
     moved, root = np.zeros_like(first), np.sqrt(second)
-    eps, fade1, fade2 = np.float32(numbers[3]), 1.0, 1.0
-    for j in range(last + 1, last + 1 + min(gap, window)):
-        fade1, fade2 = fade1 * numbers[1], fade2 * np.sqrt(numbers[2])
-        w, u = np.float32(sizes[j] * fade1), np.float32(fade2 / roots[j])
+    eps = np.float32(numbers[3])
+    for missed in range(1, 1 + min(gap, window)):
+        j = last + missed
+        w, u = np.float32(sizes[j] * fades[missed, 0]), np.float32(np.sqrt(fades[missed, 1]) / roots[j])
         for k in range(len(moved)):
             moved[k] += first[k] * w / (root[k] * u + eps)
     for k in range(len(moved)):

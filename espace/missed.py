@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 LAST = 1e-8  # of the first missed step's move; what comes after is not added
 SPREAD = 1e-2  # variance of u over its squared mean, up to which the rule holds to 5e-5
-_NUMBERS, _STEPS = ("step", "start", "unruled", "settled"), ("sizes", "roots", "rules")
+_NUMBERS, _STEPS = ("step", "start", "unruled", "settled"), ("sizes", "roots", "fades", "rules")
 _ALIKE = 1e-12  # below it u is one number to rounding
 
 Floats = NDArray[np.float64]
@@ -37,6 +37,7 @@ class Missed:
         step: the number of steps.
         window: how many missed steps count; more than there are where they never fade.
         sizes, roots: (steps + 1,) or longer, lr_j / (1 - beta1^j) and sqrt(1 - beta2^j) of step j.
+        fades: (steps + 1, 2) or longer, beta1^k and beta2^k.
         rules: (steps + 1, 4) or longer, a, x, b, y for which the sum is a / (sqrt(v) x + eps) + b / (sqrt(v) y + eps); a is -1
             where it has to be added up.
         unruled: the last step without a rule for what follows.
@@ -55,6 +56,7 @@ class Missed:
         j = np.arange(1, step + 1)
         self.sizes = np.concatenate([[0.0], options["lr"] / (1 - beta1**j)])  # as if lr had always been the same
         self.roots = np.concatenate([[0.0], np.sqrt(1 - beta2**j)])
+        self.fades = np.array(self.betas) ** np.arange(step + 1)[:, None]
         self.rules = np.full((step + 1, 4), -1.0)
         k, power = np.arange(self.window if fade < 1 else 0, 0, -1)[:, None], np.arange(-2, 2)
         self._shares = beta1**k * beta2 ** (
@@ -70,6 +72,7 @@ class Missed:
         beta1, beta2 = self.betas
         size, root = lr / (1 - beta1**self.step), math.sqrt(1 - beta2**self.step)
         self.sizes[self.step], self.roots[self.step] = size, root
+        self.fades[self.step] = beta1**self.step, beta2**self.step
         known = min(len(self.moments), self.step - self.start)
         if not known:
             self.unruled = self.step
@@ -99,6 +102,7 @@ class Missed:
     def _make_room(self) -> None:
         more = self.step + 1_024
         self.sizes, self.roots = (np.concatenate([known, np.zeros(more)]) for known in (self.sizes, self.roots))
+        self.fades = np.concatenate([self.fades, np.zeros((more, 2))])
         self.rules = np.concatenate([self.rules, np.full((more, 4), -1.0)])
 
 

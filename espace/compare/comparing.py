@@ -18,7 +18,7 @@ from espace.compare.comparison import Comparison
 from espace.compare.judged import Judged, Values, Wanted, is_judged, judge, numbers, product, put
 from espace.compare.outcome import Compared, Outcome
 from espace.compare.planned import Planned
-from espace.compare.statistics import Difference, Ranked, difference, holm, replicates
+from espace.compare.statistics import Difference, Ranked, difference, holm
 from espace.compare.workers import Task, run
 from espace.errors import EspaceError, RunError
 from espace.experiment import Experiment
@@ -169,48 +169,57 @@ class Comparing:
         return list(found.values())
 
     def _difference(self, pairs: Sequence[tuple[Planned, Planned]], metric: str, rows: _Rows) -> Difference:
-        """Of the mean over the seeds. Test rows are drawn anew where all runs were judged on the same ones."""
+        """Of the mean over the seeds."""
         test = self.outcome.test
         by_seed = np.array([test[a][metric] - test[b][metric] for a, b in pairs])
         space, _, name = metric.rpartition("/")
-        ranked = [rows.ranked(p, space) for pair in pairs for p in pair] if name == "auc" else []
-        if not ranked or not all(_same_rows(ranked[0], one) for one in ranked[1:]):
-            return difference(by_seed)
-        found = replicates(ranked)
-        return difference(by_seed, (found[::2] - found[1::2]).mean(0))
+        return difference(by_seed, rows.variance(pairs, space) if name == "auc" else None)
 
 
 class _Rows:
-    """What runs of one condition and share were judged by, with their test rows ranked.
+    """The test rows of what was judged.
 
     judged: what there is, see `Planned.judged`.
     """
 
     def __init__(self, comparison: Comparison, runs: Path, judged: set[str]) -> None:
         self.comparison, self.runs, self.judged = comparison, runs, judged
-        self._ranked: dict[tuple[str, tuple[str, ...]], Ranked] = {}
 
     def values(self, planned: Planned) -> Values:
         """The metrics of a run; its AUCs are exact, without the bins of the metric.
 
         Raises DataError where a product is of different rows.
         """
-        judged = Judged(self.runs / planned.judged)
-        found = dict(judged.metrics)
+        found = dict(Judged(self.runs / planned.judged).metrics)
         for space in self.comparison.spaces:
-            ranked = self._ranked[space, planned.behind(space)] = judged.ranked(space)
-            found[f"{space}/auc"] = ranked.auc()
-        for name, parent in (pair for pair in planned.parents if pair[1] in self.judged):
-            conditional = self.comparison.products[name].conditional
-            step = self.comparison.steps[conditional]
-            values, ranked = product(judged, Judged(self.runs / parent), conditional, step)
-            self._ranked[name, planned.behind(name)] = ranked
-            found |= {f"{name}/{metric}": value for metric, value in values.items()} | {f"{name}/auc": ranked.auc()}
+            found[f"{space}/auc"] = self._ranked(planned, space).auc
+        for name in (name for name, parent in planned.parents if parent in self.judged):
+            values, ranked = self._product(planned, name)
+            found |= {f"{name}/{metric}": value for metric, value in values.items()} | {f"{name}/auc": ranked.auc}
         return found
 
-    def ranked(self, planned: Planned, space: str) -> Ranked:
-        """The rows of a probability, or a product, of a run of which the values were asked for."""
-        return self._ranked[space, planned.behind(space)]
+    def variance(self, pairs: Sequence[tuple[Planned, Planned]], space: str) -> float | None:
+        """Of the mean difference of the AUCs of pairs, over draws of the test rows; None where not all have the same."""
+        same, total = None, np.zeros(1)
+        for pair in pairs:
+            for planned, sign in zip(pair, (1, -1), strict=True):
+                ranked = self._ranked(planned, space)
+                same = ranked.rows if same is None else same
+                if ranked.rows != same:
+                    return None
+                total = total + sign * ranked.influence
+        return float(np.square(total / len(pairs)).sum())
+
+    def _ranked(self, planned: Planned, space: str) -> Ranked:
+        """The rows of a probability, or of a product."""
+        if space in self.comparison.products:
+            return self._product(planned, space)[1]
+        return Judged(self.runs / planned.judged).ranked(space)
+
+    def _product(self, planned: Planned, name: str) -> tuple[Values, Ranked]:
+        conditional, parent = self.comparison.products[name].conditional, dict(planned.parents)[name]
+        runs = Judged(self.runs / planned.judged), Judged(self.runs / parent)
+        return product(*runs, conditional, self.comparison.steps[conditional])
 
 
 def compare(
@@ -252,12 +261,6 @@ def _first(runs: Iterable[Planned]) -> dict[str, Planned]:
     for planned in runs:
         found.setdefault(planned.digest, planned)
     return found
-
-
-def _same_rows(one: Ranked, other: Ranked) -> bool:
-    """Whether labels and weights are the same, row by row."""
-    same = np.array_equal(one.positives, other.positives) and np.array_equal(one.weights, other.weights)
-    return same and len(one.negatives) == len(other.negatives)
 
 
 def _mean(values: Iterator[float | None]) -> float:

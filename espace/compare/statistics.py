@@ -1,7 +1,8 @@
-"""Which differences are real: exact AUC, its bootstrap over rows, Student's t over seeds, Holm's correction."""
+"""Which differences are real: exact AUC, its variance over test rows, Student's t over seeds, Holm's correction."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,53 +11,53 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-REPLICATES = 500
 LEVEL = 0.95
+_MANY = 1_000  # degrees of freedom of what many rows tell: as good as a normal distribution
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Scores of rows, put in order once, so that an AUC with other row weights costs one pass over the rows.
+    """The AUC of some rows, ties counting one half, and what each row has to do with it.
 
-    positives: (positives,) row numbers; negatives: (negatives,) row numbers by rising score; low, high: (positives,) how many
-    negatives score below each positive, and how many not above it; weights: (rows,).
+    auc: weighted; NaN unless both classes have weight. influence: (rows,), by how much the AUC moves when a row counts for more,
+    so that the sum of their squares is the variance of the AUC over draws of the rows, and that of their differences the
+    variance of a difference (DeLong et al., 1988, with row weights). rows: a digest of labels and weights.
     """
 
-    positives: NDArray[np.int64]
-    negatives: NDArray[np.int64]
-    low: NDArray[np.int64]
-    high: NDArray[np.int64]
-    weights: Floats
+    auc: float
+    influence: Floats
+    rows: bytes
 
     @classmethod
     def of(cls, scores: NDArray[Any], labels: NDArray[Any], weights: NDArray[Any] | None = None) -> Ranked:
         """scores, labels (0 or 1) and weights: (rows,)."""
-        positives, negatives = (np.flatnonzero(labels == label) for label in (1, 0))
-        negatives = negatives[np.argsort(scores[negatives], kind="stable")]
-        low, high = (np.searchsorted(scores[negatives], scores[positives], side) for side in ("left", "right"))
-        own = np.ones(len(scores)) if weights is None else weights.astype(np.float64)
-        return cls(positives, negatives, low, high, own)
+        weights = np.ones(len(scores)) if weights is None else weights.astype(np.float64)
+        digest = hashlib.blake2b(labels.tobytes() + weights.tobytes(), digest_size=16).digest()
+        classes = [np.flatnonzero(labels == label) for label in (1, 0)]
+        positive, negative = (weights[rows].sum() for rows in classes)
+        if not (positive and negative):
+            return cls(math.nan, np.full(len(scores), math.nan), digest)
+        positives, negatives = classes
+        above = _below(
+            scores, weights, negatives, positives
+        )  # of each positive: the share of the negatives that it beats
+        beaten = 1 - _below(
+            scores, weights, positives, negatives
+        )  # of each negative: the share of the positives above it
+        auc = float(weights[positives] @ above / positive)
+        influence = np.zeros(len(scores))
+        influence[positives] = weights[positives] * (above - auc) / positive
+        influence[negatives] = weights[negatives] * (beaten - auc) / negative
+        return cls(auc, influence, digest)
 
-    def auc(self, times: NDArray[Any] | None = None) -> float:
-        """Weighted AUC, ties counting one half; NaN unless both classes have weight. `times`: (rows,), how often each row is
-        there."""
-        weights = self.weights if times is None else self.weights * times
-        under = np.concatenate([[0.0], np.cumsum(weights[self.negatives])])
-        gains = weights[self.positives]
-        pairs = float(gains.sum() * under[-1])
-        return float(gains @ (under[self.low] + under[self.high])) / (2 * pairs) if pairs else math.nan
 
-
-def replicates(judged: Sequence[Ranked], count: int = REPLICATES, seed: int = 0) -> Floats:
-    """AUCs on rows drawn with replacement, the same rows for all of `judged`: (len(judged), count)."""
-    rows = len(judged[0].weights)
-    random = np.random.default_rng([seed, rows])
-    found = np.empty((len(judged), count))
-    for draw in range(count):
-        times = np.bincount(random.integers(rows, size=rows), minlength=rows)
-        found[:, draw] = [ranked.auc(times) for ranked in judged]
-    return found
+def _below(scores: NDArray[Any], weights: Floats, rows: NDArray[np.int64], of: NDArray[np.int64]) -> Floats:
+    """The share of the weight of `rows` that scores below each row in `of`, equal scores by one half."""
+    order = rows[np.argsort(scores[rows], kind="stable")]
+    under = np.concatenate([[0.0], np.cumsum(weights[order])])
+    low, high = (np.searchsorted(scores[order], scores[of], side) for side in ("left", "right"))
+    return np.asarray((under[low] + under[high]) / (2 * under[-1]))
 
 
 def tail(t: float, freedom: int) -> float:
@@ -90,16 +91,16 @@ class Difference:
     p: float
 
 
-def difference(by_seed: Floats, by_draw: Floats | None = None) -> Difference:
+def difference(by_seed: Floats, between_rows: float | None = None) -> Difference:
     """The mean of `by_seed`, (seeds,), with what varies between seeds and, where given, between draws of the test rows.
 
-    by_draw: (draws,), the mean over the seeds on resampled rows. The two variances add up; the degrees of freedom of their
+    between_rows: the variance of the mean over draws of the rows. The two variances add up; the degrees of freedom of their
     sum are Welch's and Satterthwaite's (Satterthwaite, 1946, eq. 17), rounded down.
     """
     mean = float(by_seed.mean())
-    parts = [(by_seed.var(ddof=1) / len(by_seed), len(by_seed) - 1)] if len(by_seed) > 1 else []
-    if by_draw is not None and (drawn := by_draw[~np.isnan(by_draw)]).size > 1:
-        parts.append((drawn.var(ddof=1), drawn.size - 1))
+    parts = [(float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)] if len(by_seed) > 1 else []
+    if between_rows is not None and not math.isnan(between_rows):
+        parts.append((between_rows, _MANY))
     variance = float(sum(v for v, _ in parts))
     if not parts or math.isnan(mean):
         return Difference(mean, math.nan, math.nan, math.nan)
