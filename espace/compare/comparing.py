@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -184,6 +184,7 @@ class _Rows:
 
     def __init__(self, comparison: Comparison, runs: Path, judged: set[str]) -> None:
         self.comparison, self.runs, self.judged = comparison, runs, judged
+        self._ranked = lru_cache(2 * len(comparison.keys.seeds))(self._rank)  # `against` stands beside every variant
 
     def values(self, planned: Planned) -> Values:
         """The metrics of a run; its AUCs are exact, without the bins of the metric.
@@ -210,7 +211,7 @@ class _Rows:
                 total = total + sign * ranked.influence
         return float(np.square(total / len(pairs)).sum())
 
-    def _ranked(self, planned: Planned, space: str) -> Ranked:
+    def _rank(self, planned: Planned, space: str) -> Ranked:
         """The rows of a probability, or of a product."""
         if space in self.comparison.products:
             return self._product(planned, space)[1]
