@@ -59,9 +59,7 @@ class Missed:
         self.fades = np.array(self.betas) ** np.arange(step + 1)[:, None]
         self.rules = np.full((step + 1, 4), -1.0)
         k, power = np.arange(self.window if fade < 1 else 0, 0, -1)[:, None], np.arange(-2, 2)
-        self._shares = beta1**k * beta2 ** (
-            k * power / 2
-        )  # (window, 4), in the moments of the t0 that lies k steps back
+        self._shares = beta1**k * beta2 ** (k * power / 2)  # (window, 4), in the moments of the t0 k steps back
         self.moments = np.zeros_like(self._shares)
 
     def add(self, lr: float) -> None:
