@@ -21,7 +21,7 @@ from tests.papers.plain import ROWS, assert_close, coins, entropy, gradient, los
 
 CHAIN = Chain.parse("impression -> click -> conversion")
 CLICK, CONVERSION = (t.name for t in CHAIN.transitions)
-EXAMPLE = Path(__file__).parents[2] / "examples" / "paper" / "division.yaml"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "division.yaml"
 CTR, CTCVR = rates(2)
 Y, Z = coins(2)
 FEATURES = ("user_id", "item_id", "user_group", "item_category", "context")
