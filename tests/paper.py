@@ -15,10 +15,10 @@ SYSTEMS = ["base", "aman", "oversampling", "unbias", "division", "esmm_ns", "esm
 
 
 def shrunk(name: str, folder: Path) -> Path:
-    """A copy with one seed, two values to choose from and at most two conditions; a path."""
+    """A copy with one seed, at most two shares and conditions, and two values to choose from; a path."""
     keys = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     keys["base"] = str((FOLDER / keys["base"]).resolve())
-    keys["seeds"] = keys["seeds"][:1]
+    keys |= {"seeds": keys["seeds"][:1], "shares": keys.get("shares", [1.0])[-2:]}
     keys |= {"conditions": dict(list(keys["conditions"].items())[-2:])} if "conditions" in keys else {}
     for variant in keys["variants"].values():
         if isinstance(variant, dict) and "choose" in variant:

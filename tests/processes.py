@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -38,6 +39,9 @@ def _run(folder: str, said: str, arguments: list[str], environment: dict[str, st
 
     os.chdir(folder)
     os.environ.update(environment)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job, as the tests may be, ignores it
     torch.set_num_threads(1)
     with open(said, "a") as file:
         for stream in (1, 2):

@@ -16,11 +16,7 @@ from espace.errors import did_you_mean
 
 PRODUCT_METRICS = ("auc", "log_loss", "predicted_over_observed")
 _OURS = {"seed": "seeds", "data.share": "shares"}  # what the comparison itself sets: where it is said
-_SHORT = (
-    "conditions",
-    "helpers",
-    "variants",
-)  # a name may stand without anything, and a variant may be just its overrides
+_SHORT = ("conditions", "helpers", "variants")  # where a name may stand without anything
 
 
 class Variant(Section):
