@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,11 +47,10 @@ class Ragged:
         out = self.values.new_zeros(*mask.shape, *self.values.shape[1:])
         return out.masked_scatter(mask.view(*mask.shape, *[1] * (self.values.dim() - 1)), self.values), mask
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Ragged:
-        """The same lists on another device."""
-        weights = None if self.weights is None else self.weights.to(device, non_blocking=non_blocking)
-        move = (self.values.to(device, non_blocking=non_blocking), self.offsets.to(device, non_blocking=non_blocking))
-        return Ragged(*move, weights)
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Ragged:
+        """The same lists with every tensor changed."""
+        weights = None if self.weights is None else change(self.weights)
+        return Ragged(change(self.values), change(self.offsets), weights)
 
     @classmethod
     def cat(cls, parts: Sequence[Ragged]) -> Ragged:
@@ -104,21 +103,21 @@ class Batch:
         """The same rows with other weights, (rows,) float32."""
         return replace(self, weights=weights)
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same rows with every tensor changed."""
+        return Batch(
+            change(self.ids),
+            {name: ragged.mapped(change) for name, ragged in self.lists.items()},
+            change(self.numbers),
+            change(self.labels),
+            change(self.weights),
+            {name: change(column) for name, column in self.extras.items()},
+            change(self.amounts),
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same rows on another device."""
-
-        def move(t: Tensor) -> Tensor:
-            return t.to(device, non_blocking=non_blocking)
-
-        return Batch(
-            move(self.ids),
-            {name: ragged.to(device, non_blocking) for name, ragged in self.lists.items()},
-            move(self.numbers),
-            move(self.labels),
-            move(self.weights),
-            {name: move(column) for name, column in self.extras.items()},
-            move(self.amounts),
-        )
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     @classmethod
     def cat(cls, parts: Sequence[Batch]) -> Batch:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from espace.features import Features, FeatureSpec
@@ -18,6 +19,8 @@ Activation: TypeAlias = Literal["relu", "prelu", "gelu", "silu", "tanh"]
 Norm: TypeAlias = Literal["none", "batch", "layer"]
 Dropout: TypeAlias = Annotated[float, Ge(0.0), Lt(1.0)]
 Count: TypeAlias = Annotated[int, Gt(0)]
+
+_MULTIPLE = 8  # of numbers of 16 bits, that matrix units load at a time
 
 ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -34,6 +37,59 @@ class _BatchNorm(nn.BatchNorm1d):
 _NORMS = {"batch": _BatchNorm, "layer": nn.LayerNorm}
 
 
+class Linear(nn.Linear):
+    """A linear layer, (batch, in_features) to (batch, out_features), that under autocast on a GPU keeps its matrix units busy.
+
+    They want widths that are multiples of 8, so the input is padded while it is rounded; and the gradient of the bias is a
+    product with ones, several times as fast as a sum over the batch.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, out_features)."""
+        if (
+            input.is_cuda
+            and input.dim() == 2
+            and torch.is_autocast_enabled("cuda")
+            and not torch.compiler.is_compiling()
+        ):
+            out: Tensor = _Rounded.apply(  # type: ignore[no-untyped-call]
+                input, self.weight, self.bias, torch.get_autocast_dtype("cuda")
+            )
+            return out
+        return super().forward(input)
+
+
+class _Rounded(torch.autograd.Function):
+    """x W^T + b with numbers of 16 bits, and sums of 32; gradients have the dtypes of x, W and b."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kind: torch.dtype) -> Tensor:
+        narrow, w = _padded(x, kind), _padded(weight, kind)
+        ctx.save_for_backward(narrow, w)
+        ctx.kinds, ctx.width = (x.dtype, weight.dtype, None if bias is None else bias.dtype), x.shape[1]
+        return narrow @ w.T if bias is None else torch.addmm(bias.to(kind), narrow, w.T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (narrow, w), (of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.kinds
+        grad = grad.contiguous()
+        x = (grad @ w)[:, : ctx.width].to(of_x) if ctx.needs_input_grad[0] else None
+        weight = (grad.T @ narrow)[:, : ctx.width].to(of_weight)
+        bias = None if of_bias is None else (grad.new_ones(_MULTIPLE, len(grad)) @ grad)[0].to(of_bias)
+        return x, weight, bias, None
+
+
+def _padded(x: Tensor, kind: torch.dtype) -> Tensor:
+    """(rows, width) in another dtype, with zeros up to a multiple of 8 columns."""
+    rows, width = x.shape
+    if width % _MULTIPLE == 0:
+        return x.to(kind)
+    out = x.new_empty(rows, width + -width % _MULTIPLE, dtype=kind)
+    out[:, :width], out[:, width:] = x, 0
+    return out
+
+
 def dense(
     in_features: int,
     hidden_units: Sequence[int],
@@ -45,7 +101,7 @@ def dense(
     """Linear, norm, activation, dropout for each of `hidden_units`: (batch, in_features) to (batch, the last of them)."""
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise([in_features, *hidden_units]):
-        layers.append(nn.Linear(before, after))
+        layers.append(Linear(before, after))
         if norm != "none":
             layers.append(_NORMS[norm](after))
         layers.append(ACTIVATIONS[activation]())

@@ -66,6 +66,7 @@ _MAY_CHANGE = (
     "name",
     "trainer",
     "compile",
+    "cuda_graphs",
     "metrics",
     "scores",
     "monitor",
@@ -483,6 +484,7 @@ class _Training:
     def __init__(self, config: Config, registry: Registry, prepared: Prepared, folder: Path, report: Report) -> None:
         self.config, self.registry, self.prepared = config, registry, prepared
         self.folder, self.report = folder, report
+        self.gpu: torch.device | None = None
         torch.manual_seed(config.seed)
         self.objective = build_objective(config, registry)
         self.model = build_model(config, registry, prepared.encoder.layout)
@@ -495,6 +497,7 @@ class _Training:
     def run(self, resume: bool) -> bool:
         """Train. True on the rank that has to finish the run."""
         from espace.callbacks import Checkpoints, Interrupts
+        from espace.data.module import gpu_of
         from espace.lightning import make_trainer
 
         config, monitored = self.config, "validation" in self.prepared.parts
@@ -510,6 +513,7 @@ class _Training:
         with _lightning_quiet():
             options = _trainer_options(config, monitored, len(self.prepared.plan(config)))
             trainer = make_trainer(options, callbacks, self.folder, start.get("global_step"))
+        self.gpu = gpu_of(trainer)
         if trainer.is_global_zero and not resume:
             write_start(self.folder, config, self.prepared.encoder)
         self.report.start(config, self.model, self.folder, trainer.precision)
@@ -543,6 +547,7 @@ class _Training:
             self.config.optimizer.model_dump(),
             self.config.seed,
             {**artefact_of(self.config, self.prepared.encoder), "data": self._identity()},
+            self.report.warn if self.config.cuda_graphs else None,
         )
 
     def _identity(self) -> str:
@@ -567,16 +572,19 @@ class _Training:
         return content
 
     def finish(self) -> Run:
-        """Evaluate the best weights, write results and pictures, print the tables."""
+        """Evaluate the best weights where the run trained, write results and pictures, print the tables."""
         run = load(self.folder)
         results: dict[str, float] = {}
         curves = {}
         for name, prefix in (("validation", "val"), ("test", "test")):
             if name in self.prepared.parts:
-                found = evaluate(self.config, run, self.prepared.stream(self.config, name))
+                stream = replace(self.prepared.stream(self.config, name), device=self.gpu)
+                found = evaluate(self.config, run, stream, self.gpu or "cpu")
                 results |= {f"{prefix}/{k}": v for k, v in found.metrics.items()}
                 curves[name] = found.curves
                 self.report.results(self.config, name, found.metrics)
+        for module in (run.model, run.weighting):
+            module.cpu()  # where predictions are made
         write_results(self.folder, results)
         self.report.figures(self.folder, curves)
         self.report.finished(self.folder)

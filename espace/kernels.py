@@ -27,13 +27,14 @@ class RowAdam:
     """Adam on rows of one table, (rows, width) float32, contiguous, on the CPU. All tensors are changed in place.
 
     Args:
-        tensors: the table and its two moments, (rows, width) each.
-        seen: the last step that each row has had, (rows,) int32; None where rows need not catch up.
+        table: the table.
+        state: its two moments "exp_avg" and "exp_avg_sq", (rows, width), and, where rows catch up, "seen", the last step that
+            each row has had, (rows,) int32.
     """
 
-    def __init__(self, tensors: tuple[Tensor, Tensor, Tensor], seen: Tensor | None) -> None:
-        table, first, second = (t.detach().numpy() for t in tensors)
-        self._tensors = table, first, second, np.empty(0, np.int32) if seen is None else seen.numpy()
+    def __init__(self, table: Tensor, state: Mapping[str, Tensor]) -> None:
+        seen = state["seen"].numpy() if "seen" in state else np.empty(0, np.int32)
+        self._tensors = table.detach().numpy(), state["exp_avg"].numpy(), state["exp_avg_sq"].numpy(), seen
         self._mark = np.zeros(len(table), np.int32)
         self._found, self._sums = np.empty((0, 0), np.int64), np.empty((0, 0, 0), np.float32)
 

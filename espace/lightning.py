@@ -6,6 +6,7 @@ import csv
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from espace.checkpoint import read_checkpoint, write_checkpoint
 from espace.embedding import Table
 from espace.errors import ConfigError, NonFiniteError, did_you_mean
 from espace.evaluation import Judge, Objective, Terms, Utilisation, check_finite
+from espace.graphs import Graphed
 from espace.model import Model
 from espace.optim import LazyAdam, clip_grad_norm
 
@@ -42,6 +44,20 @@ _NARROW = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-flo
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 
 
+@dataclass
+class Losses:
+    """The loss of a batch, (), its terms over all ranks, and what towers added to it, ()."""
+
+    loss: Tensor
+    total: Terms
+    auxiliary: Tensor | None
+
+    def kept(self) -> Losses:
+        """A copy, without gradients."""
+        total = Terms(self.total.names, self.total.sums.clone(), self.total.rows.clone())
+        return Losses(self.loss.detach().clone(), total, self.auxiliary)
+
+
 class Training(pl.LightningModule):
     """One training step, one validation step, one optimiser.
 
@@ -56,6 +72,7 @@ class Training(pl.LightningModule):
         optimizer: options of LazyAdam.
         seed: every step's random numbers are drawn from (seed, step, rank), so that a resumed run draws the same.
         artefact: plain values that travel in every checkpoint under "espace".
+        graphs: on a CUDA device steps become graphs; what it is called with, one line, says why not. None: they never do.
     """
 
     def __init__(
@@ -67,6 +84,7 @@ class Training(pl.LightningModule):
         optimizer: Mapping[str, Any],
         seed: int,
         artefact: Mapping[str, Any],
+        graphs: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -80,6 +98,9 @@ class Training(pl.LightningModule):
         self.gates = Utilisation(model.gates)
         self.told: dict[str, float] = {}  # the last value of every metric
         self._settle: Callable[[], None] = _nothing
+        self._tell_graphs = graphs
+        self._graphed: Graphed[Losses] | None = None
+        self._has_gradients = False  # of the step at hand, before it goes backward
 
     def configure_optimizers(self) -> LazyAdam:
         """Adam of rows for tables, fused Adam for the rest."""
@@ -121,22 +142,41 @@ class Training(pl.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
+    def on_train_start(self) -> None:
+        """Steps that can become graphs do: those of one process on a CUDA device, with every batch a step of its own."""
+        trainer: Any = self.trainer
+        alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
+        if self._tell_graphs and self.device.type == "cuda" and alone and trainer.precision != "16-mixed":
+            self._graphed = Graphed(self._losses, self, self._tell_graphs)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch. Raises NonFiniteError, on every rank, when it stops being finite."""
+        found = None if self._graphed is None else self._graphed(batch)
+        self._has_gradients = found is not None
+        found = self._losses(batch) if found is None else found.kept()
+        logs = self._logs_now()
+        if logs or found.loss.device.type == "cpu":
+            check_finite(found.loss.detach(), found.total, f"step {self.global_step + 1}")
+        self._window = found.total if self._window is None else self._window + found.total
+        if logs:
+            self._tell_window(self._window, found.auxiliary)
+            self._window = None
+        return found.loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Gradients, unless the step has them already."""
+        if self._has_gradients and self._graphed is not None:
+            self._graphed.give_gradients()
+        else:
+            super().backward(loss, *args, **kwargs)
+
+    def _losses(self, batch: Batch) -> Losses:
         terms = Terms.of(self.objective, self.model(batch), batch)
         total = terms.total()
         loss: Tensor = self.weighting(terms.means(total))
         auxiliary = self.model.auxiliary_loss()
-        loss = loss if auxiliary is None else loss + auxiliary
-        logs = self._logs_now()
-        if logs or loss.device.type == "cpu":
-            check_finite(loss.detach(), total, f"step {self.global_step + 1}")
-        self._window = total if self._window is None else self._window + total
         self.gates.add(batch.weights)
-        if logs:
-            self._tell_window(self._window, auxiliary)
-            self._window = None
-        return loss
+        return Losses(loss if auxiliary is None else loss + auxiliary, total, auxiliary)
 
     def _logs_now(self) -> bool:
         """Whether the optimiser's step comes with this batch, and a line with this step."""

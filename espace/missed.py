@@ -84,6 +84,11 @@ class Missed:
         if len(without):
             self.unruled = first + int(without[-1])
 
+    def table(self, start: int) -> Floats:
+        """What is known of the steps from `start` on, (steps, 8): their rules, sizes, roots and fades."""
+        steps = slice(start, self.step + 1)
+        return np.column_stack([self.rules[steps], self.sizes[steps], self.roots[steps], self.fades[steps]])
+
     def state(self) -> dict[str, Any]:
         """Everything, to go on from."""
         numbers = {name: getattr(self, name) for name in _NUMBERS}

@@ -1,12 +1,13 @@
 """Adam for a model that is mostly tables: a dense gradient goes to torch's fused kernel, and of a table with a sparse
 gradient only the rows looked up are read or written. Nothing here passes over a whole table in a step.
 
-On a CPU the rows are updated by a kernel that numba compiles, in one pass; without numba, elsewhere, and for other numbers
-than float32, by torch.
+The rows are updated in one pass by a kernel, which numba compiles for a CPU and Triton for a GPU; without them, elsewhere, and
+for other numbers than float32, by torch.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import ModuleType
@@ -14,6 +15,7 @@ from typing import Any, cast, overload
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,7 +123,9 @@ class LazyAdam(torch.optim.Optimizer):
         self._meet_tables()
 
     def _meet_tables(self) -> None:
-        self._rows: dict[Tensor, Any] = {}  # what updates a table: it holds tensors of the state
+        self._rows: dict[
+            Tensor, tuple[int, Any]
+        ] = {}  # where a table is, and what updates it: it holds tensors of the state
         self._missed: dict[Tensor, Missed] = {}  # of tables whose rows catch up
         self._used: dict[Tensor, dict[str, Any]] = {}  # the options of their last step
         for group in self.param_groups:
@@ -152,23 +156,24 @@ class LazyAdam(torch.optim.Optimizer):
         self._rows_of(table).step(grad, state["step"], options)
 
     def _miss_no_step(self, table: Tensor, rows: Tensor, options: dict[str, Any]) -> None:
-        """Before a step on `rows`, some of which other ranks have looked up."""
+        """Before a step on `rows`, of which other ranks have looked up some."""
         if table not in self._missed:
             self._meet(table, options, 0)
         if self._used[table] | {"lr": 0} != options | {"lr": 0}:
             self.settle()
             self._meet(table, options, self._missed[table].step)
-        self.catch_up(table, rows)
+        if dist.is_available() and dist.is_initialized():
+            self.catch_up(table, rows)
         self._missed[table].add(options["lr"])
 
     def _rows_of(self, table: Tensor) -> Any:
         """What updates rows of a table."""
-        if table not in self._rows:
-            state = self.state[table]
-            kernels = _kernels() if table.device.type == "cpu" and table.dtype == torch.float32 else None
+        place, kept = table.data_ptr(), self._rows.get(table)
+        if kept is None or kept[0] != place:  # a trainer moves table and state when it ends
+            kernels = _kernels(table.device.type) if table.dtype == torch.float32 else None
             kind: Any = _TorchRows if kernels is None else kernels.RowAdam
-            self._rows[table] = kind((table, state["exp_avg"], state["exp_avg_sq"]), state.get("seen"))
-        return self._rows[table]
+            self._rows[table] = kept = place, kind(table, self.state[table])
+        return kept[1]
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         """The count of steps and both moments of a parameter."""
@@ -243,9 +248,9 @@ def _adam(
 class _TorchRows:
     """Adam on rows of one table, as `espace.kernels.RowAdam`, for every device and dtype."""
 
-    def __init__(self, tensors: tuple[Tensor, Tensor, Tensor], seen: Tensor | None) -> None:
-        self._stored = dict(zip(("param", "exp_avg", "exp_avg_sq"), tensors, strict=True))
-        self._seen = seen
+    def __init__(self, table: Tensor, state: Mapping[str, Tensor]) -> None:
+        self._stored = {"param": table, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+        self._seen = state.get("seen")
 
     def step(self, grad: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
         """Step number `step`, (), on the rows of a sparse gradient."""
@@ -377,13 +382,13 @@ def _refuse_decay(options: Mapping[str, Any]) -> None:
 
 
 @cache
-def _kernels() -> ModuleType | None:
-    """The compiled kernels; None where numba is not installed."""
+def _kernels(device: str) -> ModuleType | None:
+    """The kernels for a kind of device; None where there are none, or what compiles them is not installed."""
+    name = {"cpu": "kernels", "cuda": "triton_kernels"}.get(device)
     try:
-        from espace import kernels
+        return importlib.import_module(f"espace.{name}") if name else None
     except ImportError:
         return None
-    return kernels
 
 
 def _radix_order(keys: NDArray[np.int64]) -> NDArray[np.int64]:

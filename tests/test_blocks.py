@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import espace
+from espace import blocks
 from espace.errors import EspaceError
 from espace.features import ExtraTable
 from espace.testing import example_features, example_spec, rows_of
@@ -77,3 +79,30 @@ def test_batch_norm_trains_on_a_batch_of_one_row_or_none(rows):
     out.sum().backward()
     assert torch.isfinite(out).all()
     assert all(p.grad is not None for p in stack.parameters())
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 23, 414])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_of_rounded_numbers_is_the_layer_itself_where_nothing_is_rounded(width, bias):
+    """With 64 bits in place of 16, on the CPU."""
+    g = torch.Generator().manual_seed(width)
+    x = torch.randn(50, width, dtype=torch.float64, generator=g, requires_grad=True)
+    layer = nn.Linear(width, 5, bias=bias).double()
+    given = (x, layer.weight, layer.bias) if bias else (x, layer.weight)
+    upstream = torch.randn(50, 5, dtype=torch.float64, generator=g)
+    out = blocks._Rounded.apply(x, layer.weight, layer.bias, torch.float64)
+    torch.testing.assert_close(out, layer(x))
+    ours, theirs = (torch.autograd.grad(o, given, upstream) for o in (out, layer(x)))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_layer_rounds_to_the_precision_asked_for_and_gives_gradients_in_that_of_its_numbers():
+    x, layer = torch.randn(300, 20, requires_grad=True), nn.Linear(20, 16)
+    out = blocks._Rounded.apply(x, layer.weight, layer.bias, torch.bfloat16)
+    assert out.dtype == torch.bfloat16
+    out.float().square().mean().backward()
+    found = [x.grad, layer.weight.grad, layer.bias.grad]
+    assert all(grad.dtype == torch.float32 for grad in found)
+    wanted = torch.autograd.grad(layer(x).square().mean(), (x, layer.weight, layer.bias))
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()

@@ -6,6 +6,7 @@ clip_grad_norm is torch's on the same gradients made dense.
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import math
 
@@ -19,7 +20,7 @@ from espace.errors import EspaceError
 from espace.optim import LazyAdam, clip_grad_norm
 
 ROWS, WIDTH = 12, 3
-COUNTS = [7, 5_000, 40_000]  # look-ups: few and many are sorted in different ways
+COUNTS = [0, 7, 5_000, 40_000]  # look-ups: few and many are sorted in different ways
 
 
 class DictionaryAdam:
@@ -110,18 +111,30 @@ def test_rows_move_as_in_a_dictionary_of_rows(seed, options):
         torch.testing.assert_close(table.detach(), reference.values(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.fixture(params=["kernel", "torch"])
+@pytest.fixture(params=["numba", "torch", "triton"])
 def rows_moved_by(request, monkeypatch):
-    """Both ways to update rows of float32 tables on a CPU."""
-    if request.param == "torch":
-        monkeypatch.setattr(optim, "_kernels", lambda: None)
-    else:
-        pytest.importorskip("numba")
+    """All ways to update rows of float32 tables; Triton's kernels run on a CPU in its interpreter."""
+    kernels = None
+    if request.param != "torch":
+        pytest.importorskip(request.param)
+        kernels = importlib.import_module({"numba": "espace.kernels", "triton": "espace.triton_kernels"}[request.param])
+        if request.param == "triton" and torch.cuda.is_available():
+            pytest.skip("there its kernels are compiled for the GPU: tests/test_gpu.py")
+        if request.param == "triton":  # so slow is the interpreter that sizes are such that few look-ups are many
+            monkeypatch.setattr(kernels, "_LOOK_UPS", 16)
+            monkeypatch.setattr(kernels, "_CUT", 4)
+            monkeypatch.setattr(kernels, "_STEPS", 4)
+    monkeypatch.setattr(optim, "_kernels", lambda device: kernels)
     return request.param
 
 
+@pytest.fixture(params=COUNTS)
+def count(request, rows_moved_by):
+    """Look-ups of a step."""
+    return min(request.param, 500) if rows_moved_by == "triton" else request.param
+
+
 @pytest.mark.parametrize("options", [{}, {"lr": 0.1, "betas": (0.5, 0.7), "eps": 1e-3}, {"weight_decay": 0.2}])
-@pytest.mark.parametrize("count", [*COUNTS, 0])
 def test_float32_rows_move_as_in_a_dictionary_to_float32_rounding(rows_moved_by, options, count):
     table = table_of(dtype=torch.float32)
     reference = DictionaryAdam(table, **options)
@@ -132,7 +145,6 @@ def test_float32_rows_move_as_in_a_dictionary_to_float32_rounding(rows_moved_by,
     torch.testing.assert_close(table.detach().double(), reference.values(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [100, 5_000, 40_000])
 def test_the_number_of_threads_changes_no_bit(rows_moved_by, count):
     threads, results = torch.get_num_threads(), []
     try:

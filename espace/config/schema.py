@@ -162,6 +162,7 @@ class Fields(Section):
     optimizer: Optimizer = Optimizer()
     trainer: dict[str, Any] = {}
     compile: bool = False
+    cuda_graphs: bool = True
     monitor: str = "val/loss"
     mode: Literal["min", "max"] | None = None
     patience: Count | None = None

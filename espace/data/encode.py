@@ -29,6 +29,7 @@ from espace.data.columns import (
 from espace.data.columns import Sequence as History
 from espace.data.labels import Limits, Policy, resolve
 from espace.data.lists import offsets_of, truncated
+from espace.data.prefetch import sent
 from espace.data.table import LARGEST, Columns, Extra
 from espace.data.vocabulary import FIRST, NULL, UNKNOWN, Vocabulary, hash_rows
 from espace.errors import DataError, EspaceError
@@ -239,16 +240,20 @@ class Encoder:
         return np.array(rates), np.array([self.layout.slots[table_of(f)].offset for f in self.ids], np.int32)
 
     def forget(self, batch: Batch, random: np.random.Generator) -> None:
-        """Replace a share of the known ids by "unknown", in place, so that the unknown rows are trained."""
-        rates, offsets = self._forgetting
+        """Replace a share of the known ids by "unknown", in place, so that the unknown rows are trained.
+
+        The batch may be on any device: the random numbers are drawn here, and nothing waits for the device.
+        """
+        rates, padding = self._forgetting
         if not rates.any() or not len(batch):
             return
         counts = random.binomial(len(batch), rates)
         columns = np.repeat(np.arange(len(rates)), counts)
         rows = random.integers(0, len(batch), len(columns))
-        ids = batch.ids.numpy()
-        known = ids[rows, columns] >= offsets[columns] + FIRST
-        ids[rows[known], columns[known]] = offsets[columns[known]] + UNKNOWN
+        found = (torch.from_numpy(array) for array in (rows * len(rates) + columns, padding[columns]))
+        places, paddings = (sent(array, batch.ids.device) for array in found)
+        old = batch.ids.take(places)
+        batch.ids.put_(places, old.where(old < paddings + FIRST, paddings + UNKNOWN))
 
     @cached_property
     def inputs(self) -> str:

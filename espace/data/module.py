@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from espace.data.stream import Stream
 from espace.errors import ConfigError
 
 
 class DataModule(pl.LightningDataModule):
-    """Hands Lightning the training and validation streams, each rank its slice of every batch.
+    """Hands Lightning the training and validation streams, each rank its slice of every batch, on its GPU if it has one.
 
     Args:
         train: the training stream; its place becomes the number of batches that the trainer has trained.
@@ -47,4 +48,11 @@ class DataModule(pl.LightningDataModule):
         return self.trainer
 
     def _sliced(self, stream: Stream) -> Stream:
-        return replace(stream, rank=self._trainer.global_rank, ranks=self._trainer.world_size)
+        trainer = self._trainer
+        return replace(stream, rank=trainer.global_rank, ranks=trainer.world_size, device=gpu_of(trainer))
+
+
+def gpu_of(trainer: pl.Trainer) -> torch.device | None:
+    """The CUDA device on which this rank trains, None where it trains on something else."""
+    device = trainer.strategy.root_device
+    return device if device.type == "cuda" else None

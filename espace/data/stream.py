@@ -3,23 +3,27 @@
 Row groups are put in an order that is a function of (seed, epoch), read in windows of a few, shuffled within a window, and
 cut into global batches of a fixed size; a rank takes its slice of each. So a place in the stream is one number, the count of
 batches trained, and nothing else has to be saved. On a CPU there are no workers and no prefetch thread: reading is a few
-per cent of a step, and a thread that competes for two busy cores costs more than it hides.
+per cent of a step, and a thread that competes for two busy cores costs more than it hides. For a GPU a thread reads ahead:
+where it can, it sends whole windows, out of which the GPU takes its batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from espace.batch import Batch
+from espace.data.columns import is_list
 from espace.data.encode import Encoder
 from espace.data.encoded import Encoded
+from espace.data.prefetch import prefetched
 from espace.data.split import Part
 
 Scoring = Callable[[Batch], NDArray[np.float64]]  # a probability of each row, (rows,)
@@ -104,6 +108,18 @@ class _Windows(Dataset[Batch]):
         return Batch.cat([self.encoded.piece(p) for p in self.windows[number].pieces])
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A window's rows, and the order in which they are used, (rows used,) int64."""
+
+    rows: Batch
+    order: Tensor
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> _Read:
+        """The same with every tensor changed."""
+        return _Read(self.rows.mapped(change), change(self.order))
+
+
 def _at_the_start() -> int:
     return 0
 
@@ -114,7 +130,8 @@ class Stream:
 
     training: whether ids are forgotten and the sampler is used; scoring: of a sampler that wants scores; place: batches
     trained so far, over all epochs; limit: batches of an epoch that are used; rank, ranks: which slice of each global batch is
-    taken; keep: whether encoded pieces stay in the cache.
+    taken; keep: whether encoded pieces stay in the cache; device: where batches go, which a thread then reads ahead, and None
+    leaves them on the CPU, without a thread.
     """
 
     part: Part
@@ -129,6 +146,7 @@ class Stream:
     rank: int = 0
     ranks: int = 1
     keep: bool = False
+    device: torch.device | None = None
 
     def __len__(self) -> int:
         """Batches of an epoch without the limit, to which Lightning's own is applied."""
@@ -138,9 +156,20 @@ class Stream:
         """The batches from the present place to the end of its epoch. Raises DataError when reading fails."""
         used = len(self) if self.limit is None else min(self.limit, len(self))
         epoch, start = divmod(self.place(), max(used, 1))
-        for number, batch in enumerate(self._global_batches(epoch, start), start):
-            if number >= used:
-                return
+        numbers = range(start, used)
+        if self.device is None:
+            yield from self._batches(self._windows(epoch, start), epoch, numbers)
+        elif self._is_cut_there():
+            yield from self._batches(prefetched(self._windows(epoch, start), self.device), epoch, numbers)
+        else:
+            yield from prefetched(self._batches(self._windows(epoch, start), epoch, numbers), self.device)
+
+    def _is_cut_there(self) -> bool:
+        """Whether windows are cut into batches on the device: the host must not see rows, nor the lengths of lists."""
+        return self.sampling is None and self.ranks == 1 and not any(is_list(f) for f in self.encoder.features)
+
+    def _batches(self, windows: Iterable[_Read], epoch: int, numbers: range) -> Iterator[Batch]:
+        for number, batch in zip(numbers, self._global_batches(windows), strict=False):
             yield self._slice(self._trained(batch, epoch, number) if self.training else batch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,17 +179,23 @@ class Stream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to load."""
 
-    def _global_batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        size, skip = self.plan.batch_size, start * self.plan.batch_size
+    def _windows(self, epoch: int, start: int) -> Iterator[_Read]:
+        """The windows of an epoch, without the rows of its first `start` batches."""
+        skip = start * self.plan.batch_size
         windows = self.plan.windows(epoch)
         while windows and skip >= (rows := sum(self.plan.counts[p] for p in windows[0].pieces)):
             skip -= rows
             windows.pop(0)
-        rest: Batch | None = None  # rows of the window before that did not fill a batch
         for window, data in zip(windows, self._read(windows), strict=True):
             self._check_rows(window, data)
-            order = torch.from_numpy(self.plan.order(window)[skip:])
-            begin, skip = 0, 0
+            yield _Read(data, torch.from_numpy(self.plan.order(window)[skip:]))
+            skip = 0
+
+    def _global_batches(self, windows: Iterable[_Read]) -> Iterator[Batch]:
+        size = self.plan.batch_size
+        rest: Batch | None = None  # rows of the window before that did not fill a batch
+        for window in windows:
+            data, order, begin = window.rows, window.order, 0
             if rest is not None:
                 begin = size - len(rest)
                 rest = Batch.cat([rest, data.take(order[:begin])])

@@ -24,13 +24,14 @@ ROUNDS = 15
 
 def seconds(work: Callable[[], object], device: str) -> float:
     """The median time of `work`."""
-    times = []
+    times, repeats = [], 20 if device == "cuda" else 1  # so often that launches do not count
     for _ in range(ROUNDS):
         _wait(device)
         start = time.perf_counter()
-        work()
+        for _ in range(repeats):
+            work()
         _wait(device)
-        times.append(time.perf_counter() - start)
+        times.append((time.perf_counter() - start) / repeats)
     return statistics.median(times[3:])
 
 
@@ -42,7 +43,8 @@ def _wait(device: str) -> None:
 def products(batch: int, device: str, kind: torch.dtype) -> float:
     """Seconds of the matrix products of a step: forward, and the gradients of inputs and of weights."""
     total = 0.0
-    for wide, narrow in itertools.pairwise([DIM * len(FIELDS), *HIDDEN]):
+    multiple = 8 if device == "cuda" else 1  # of widths that its matrix units want
+    for wide, narrow in itertools.pairwise([-(-DIM * len(FIELDS) // multiple) * multiple, *HIDDEN]):
         x = torch.randn(batch, wide, device=device).to(kind)
         w, g = (torch.randn(n, m, device=device).to(kind) for n, m in ((narrow, wide), (batch, narrow)))
         total += sum(seconds(work, device) for work in (lambda: x @ w.T, lambda: g @ w, lambda: g.T @ x))  # noqa: B023
@@ -54,6 +56,11 @@ def bandwidth(device: str) -> float:
     source = torch.randn(2**26, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds(lambda: target.copy_(source), device)
+
+
+def moved(distinct: float) -> float:
+    """Bytes of a row of the batch: of its look-ups, of their gradients, and of the update of the rows that are distinct."""
+    return 4 * DIM * (2 * len(FIELDS) + STREAMS * distinct)
 
 
 def main() -> None:
@@ -71,11 +78,11 @@ def main() -> None:
     kind = torch.bfloat16 if options.precision == "bf16" else torch.float32
     math = products(options.batch, options.device, kind) / options.batch
     speed = bandwidth(options.device)
-    moved = 4 * DIM * (2 * len(FIELDS) + STREAMS * options.distinct)  # looked up, gradient of each look-up, update
-    floor = math + moved / speed
+    size = moved(options.distinct)
+    floor = math + size / speed
     print(
         f"{options.device}, batch {options.batch}, {options.precision}: products {math * 1e6:.2f} us a row,"
-        f" {moved:,.0f} bytes at {speed / 1e9:.1f} GB/s {moved / speed * 1e6:.2f} us a row; at most {1 / floor:,.0f} rows/s"
+        f" {size:,.0f} bytes at {speed / 1e9:.1f} GB/s {size / speed * 1e6:.2f} us a row; at most {1 / floor:,.0f} rows/s"
     )
 
 

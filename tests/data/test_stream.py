@@ -1,5 +1,7 @@
 """The plan of batches: every row once, the same on every rank, in every worker, and after every restart."""
 
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -7,16 +9,21 @@ import pyarrow as pa
 import pytest
 import torch
 
+from espace.batch import Batch
 from espace.chain import Chain
 from espace.data.columns import Id, Number, Sequence
 from espace.data.encode import Encoder, NumberStats
 from espace.data.split import Between, HeldOut, Part
 from espace.data.stream import Plan, Stream
 from espace.data.vocabulary import Vocabulary
+from espace.errors import DataError
 from tests.data.tables import Tables
 
 CHAIN = Chain.parse(["impression -> click -> conversion"])
 ROWS = 1000
+COUNTS = (300, 1, 0, 99, 350, 250)
+CPU = torch.device("cpu")
+DEVICES = [CPU, torch.device("cuda", 0)] if torch.cuda.is_available() else [CPU]
 
 
 def table(rows=ROWS):
@@ -32,18 +39,18 @@ def table(rows=ROWS):
     )
 
 
-def stream(batch_size=64, seed=3, training=True, **options):
-    reader = Tables.cut(table(), 300, 1, 0, 99, 350, 250)
+def stream(batch_size=64, seed=3, training=True, counts=COUNTS, shuffle_rows=360, lists=True, **options):
+    reader = Tables.cut(table(), *counts)
     values = Vocabulary(pa.array(np.arange(97)), pa.array([1] * 97))
     encoder = Encoder(
-        [Id("item"), Sequence("history", share="item"), Number("row", standardise=False)],
+        [Id("item"), *[Sequence("history", share="item")] * lists, Number("row", standardise=False)],
         CHAIN,
         {"click": "click", "conversion": "conversion"},
         dim=4,
         tables={"item": values},
         numbers={"row": NumberStats()},
     )
-    plan = Plan([300, 1, 0, 99, 350, 250], batch_size, seed, training, 360)
+    plan = Plan(counts, batch_size, seed, training, shuffle_rows)
     return Stream(Part("train", reader), encoder, plan, training=training, **options)
 
 
@@ -52,13 +59,11 @@ def rows_in(batches):
 
 
 def same(one, other):
-    return (
-        torch.equal(one.ids, other.ids)
-        and torch.equal(one.numbers, other.numbers)
-        and torch.equal(one.labels, other.labels)
-        and torch.equal(one.lists["history"].values, other.lists["history"].values)
-        and torch.equal(one.lists["history"].offsets, other.lists["history"].offsets)
-    )
+    """Whether two batches agree in every tensor."""
+    found = [[], []]
+    for batch, tensors in zip((one, other), found, strict=True):
+        batch.mapped(lambda t, tensors=tensors: tensors.append(t) or t)
+    return one.lists.keys() == other.lists.keys() and all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 299, 300, 1000, 5000])
@@ -124,6 +129,140 @@ def test_a_rank_without_a_row_takes_one_of_weight_0():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_change_no_bit(workers):
     assert all(same(a, b) for a, b in zip(stream(workers=workers), stream(), strict=True))
+
+
+def odd_clicks(labels, weights, random):
+    """A sampler: clicks, and as many other rows, some twice; sometimes none at all."""
+    clicks = np.flatnonzero(labels[:, 0] == 1)
+    rows = (
+        np.concatenate([clicks, random.integers(0, len(labels), len(clicks))]) if random.random() < 0.9 else clicks[:0]
+    )
+    return rows, 2 * weights[rows], labels[rows]
+
+
+def random_stream(seed, **options):
+    """Any pieces, windows, size of batches, place, limit and slice of a rank, with or without lists and a sampler."""
+    random = np.random.default_rng(seed)
+    counts = np.diff([0, *np.sort(random.integers(0, ROWS + 1, random.integers(0, 8))), ROWS]).tolist()
+    ranks = int(random.choice([1, 1, 2, 3]))
+    one = stream(
+        int(random.choice([1, 7, 64, 300, 1500])),
+        seed,
+        training=bool(random.random() < 0.7),
+        counts=counts,
+        shuffle_rows=int(random.integers(0, 600)),
+        lists=bool(random.random() < 0.5),
+        sampling=odd_clicks if random.random() < 0.3 else None,
+        limit=int(random.integers(0, 12)) if random.random() < 0.5 else None,
+        rank=int(random.integers(ranks)),
+        ranks=ranks,
+        **options,
+    )
+    one.encoder.features[0] = Id("item", unknown_rate=0.3)
+    place = int(random.integers(0, 2 * len(one) + 1))
+    return replace(one, place=lambda: place)
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_batches_that_are_sent_ahead_are_those_that_are_not(seed, device):
+    plain, sent = list(random_stream(seed)), list(random_stream(seed, device=device))
+    assert all(batch.weights.device == device for batch in sent)
+    assert len(plain) == len(sent)
+    assert all(same(a, b.to(CPU)) for a, b in zip(plain, sent, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("lists", [True, False])
+def test_the_host_never_waits_for_the_gpu(lists):
+    one = stream(lists=lists, device=DEVICES[-1])
+    next(iter(one))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batches = list(one)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(batches) == len(one)
+
+
+def test_random_streams_are_cut_on_both_sides_and_come_to_their_limit():
+    streams = [random_stream(seed) for seed in range(60)]
+    assert 10 < sum(s._is_cut_there() for s in streams) < 50
+    assert sum(bool(list(s)) for s in streams) > 20
+
+
+def test_worker_processes_may_read_for_the_thread():
+    assert all(same(a, b) for a, b in zip(stream(workers=1, device=CPU), stream(), strict=True))
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_only_a_stream_with_a_device_starts_a_thread_and_leaves_none(lists):
+    before = threading.active_count()
+    plain, sent = iter(stream(lists=lists)), iter(stream(lists=lists, device=CPU))
+    next(plain)
+    assert threading.active_count() == before
+    next(sent)
+    assert threading.active_count() == before + 1
+    sent.close()
+    end = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.001)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_the_place_is_asked_for_by_the_caller_and_anew_in_every_epoch(lists):
+    asked = []
+
+    def place():
+        asked.append(threading.current_thread())
+        return (len(asked) - 1) * len(one)
+
+    one = stream(lists=lists, device=CPU, place=place)
+    epochs = [rows_in(one), rows_in(one)]
+    assert asked == [threading.current_thread()] * 2
+    assert epochs == [rows_in(stream(lists=lists, place=lambda e=e: e * len(one))) for e in range(2)]
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_what_cannot_be_read_is_said_where_it_stands(lists):
+    class Broken(Part):
+        def read(self, number, columns):
+            if number == 4:
+                raise DataError("piece 4: it is damaged")
+            return super().read(number, columns)
+
+    def until_the_error(device):
+        one = stream(training=False, shuffle_rows=0, lists=lists, device=device)
+        found, batches = [], iter(replace(one, part=Broken("train", one.part.reader)))
+        with pytest.raises(DataError, match="piece 4: it is damaged"):
+            found.extend(iter(lambda: next(batches), None))
+        return found
+
+    assert rows_in(until_the_error(CPU)) == rows_in(until_the_error(None)) == list(range(400 // 64 * 64))
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.4, 1.0])
+@pytest.mark.parametrize("rows", [1, 50, 2000])
+def test_ids_are_forgotten_as_a_loop_over_the_drawn_places_would(rate, rows):
+    values = Vocabulary(pa.array(np.arange(97)), pa.array([1] * 97))
+    features = [Id("a", unknown_rate=rate), Id("b", unknown_rate=0.0), Id("c", unknown_rate=rate / 2)]
+    encoder = Encoder(features, CHAIN, {"click": "click"}, dim=4, tables=dict.fromkeys("abc", values), numbers={})
+    offsets = [encoder.layout.slots[n].offset for n in "abc"]
+    ids = (
+        torch.randint(0, 100, (rows, 3), generator=torch.Generator().manual_seed(rows)).int()
+        + torch.tensor(offsets).int()
+    )
+    batch = Batch(ids.clone(), {}, torch.empty(rows, 0), torch.zeros(rows, 2, dtype=torch.int8), torch.ones(rows), {})
+    encoder.forget(batch, np.random.default_rng(5))
+    random = np.random.default_rng(5)
+    counts = random.binomial(rows, [f.unknown_rate for f in features])
+    columns = [c for c in range(3) for _ in range(counts[c])]
+    for row, column in zip(random.integers(0, rows, len(columns)).tolist(), columns, strict=True):
+        if ids[row, column] >= offsets[column] + 3:
+            ids[row, column] = offsets[column] + 1
+    assert torch.equal(batch.ids, ids)
+    assert batch.ids.dtype == torch.int32
 
 
 def test_unknown_ids_are_trained_at_the_asked_rate_and_never_in_evaluation():
