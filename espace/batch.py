@@ -90,13 +90,13 @@ class Batch:
     def take(self, rows: Tensor) -> Batch:
         """The rows with these positions, (n,) int64, in that order."""
         return Batch(
-            self.ids.index_select(0, rows),
+            _take(self.ids, rows),
             {name: ragged.take(rows) for name, ragged in self.lists.items()},
-            self.numbers.index_select(0, rows),
-            self.labels.index_select(0, rows),
-            self.weights.index_select(0, rows),
-            {name: column.index_select(0, rows) for name, column in self.extras.items()},
-            self.amounts.index_select(0, rows),
+            _take(self.numbers, rows),
+            _take(self.labels, rows),
+            _take(self.weights, rows),
+            {name: _take(column, rows) for name, column in self.extras.items()},
+            _take(self.amounts, rows),
         )
 
     def weighted(self, weights: Tensor) -> Batch:
@@ -120,19 +120,19 @@ class Batch:
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     @classmethod
-    def cat(cls, parts: Sequence[Batch]) -> Batch:
-        """The rows of several parts, one after the other."""
+    def cat(cls, parts: Sequence[Batch], pinned: bool = False) -> Batch:
+        """The rows of several parts, one after the other; `pinned`: columns with a number for each row in pinned memory."""
         first = parts[0]
         if len(parts) == 1:
             return first
         return cls(
-            torch.cat([p.ids for p in parts]),
+            _cat([p.ids for p in parts], pinned),
             {name: Ragged.cat([p.lists[name] for p in parts]) for name in first.lists},
-            torch.cat([p.numbers for p in parts]),
-            torch.cat([p.labels for p in parts]),
-            torch.cat([p.weights for p in parts]),
-            {name: torch.cat([p.extras[name] for p in parts]) for name in first.extras},
-            torch.cat([p.amounts for p in parts]),
+            _cat([p.numbers for p in parts], pinned),
+            _cat([p.labels for p in parts], pinned),
+            _cat([p.weights for p in parts], pinned),
+            {name: _cat([p.extras[name] for p in parts], pinned) for name in first.extras},
+            _cat([p.amounts for p in parts], pinned),
         )
 
 
@@ -179,6 +179,18 @@ class Labels:
         value = self.chain.value(name)
         found = self.amounts[:, self.chain.values.index(value)]
         return found if given == value.parent else found.masked_fill(self.of(value.parent) == 0, 0.0)
+
+
+def _take(column: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a tensor; one without columns costs no call of a kernel."""
+    return column.index_select(0, rows) if column.numel() else column.new_empty(len(rows), *column.shape[1:])
+
+
+def _cat(parts: Sequence[Tensor], pinned: bool) -> Tensor:
+    if not pinned:
+        return torch.cat(list(parts))
+    rows, first = sum(map(len, parts)), parts[0]
+    return torch.cat(list(parts), out=torch.empty(rows, *first.shape[1:], dtype=first.dtype, pin_memory=True))
 
 
 def _offsets(lengths: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ _NORMS = {"batch": _BatchNorm, "layer": nn.LayerNorm}
 class Linear(nn.Linear):
     """A linear layer, (batch, in_features) to (batch, out_features), that under autocast on a GPU keeps its matrix units busy.
 
-    They want widths that are multiples of 8, so the input is padded while it is rounded; and the gradient of the bias is a
-    product with ones, several times as fast as a sum over the batch.
+    They want widths that are multiples of 8, so the input is padded while it is rounded, once for all layers that see it. And
+    the gradient of the bias is a product with ones, several times as fast as a sum over the batch.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -52,41 +52,64 @@ class Linear(nn.Linear):
             and torch.is_autocast_enabled("cuda")
             and not torch.compiler.is_compiling()
         ):
-            out: Tensor = _Rounded.apply(  # type: ignore[no-untyped-call]
-                input, self.weight, self.bias, torch.get_autocast_dtype("cuda")
-            )
-            return out
+            return _rounded_product(input, self.weight, self.bias, torch.get_autocast_dtype("cuda"))
         return super().forward(input)
 
 
-class _Rounded(torch.autograd.Function):
-    """x W^T + b with numbers of 16 bits, and sums of 32; gradients have the dtypes of x, W and b."""
+def _rounded_product(x: Tensor, weight: Tensor, bias: Tensor | None, kind: torch.dtype) -> Tensor:
+    """x W^T + b with numbers of `kind`; gradients have the dtypes of x, W and b."""
+    out: Tensor = _Product.apply(_rounded(x, kind), weight, bias)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _rounded(x: Tensor, kind: torch.dtype) -> Tensor:
+    """(batch, width padded) of `kind`, made once for each tensor and kept beside it."""
+    if x.dtype == kind and x.shape[1] % _MULTIPLE == 0:
+        return x
+    kept, wanted = getattr(x, "_rounded", None), (kind, torch.is_grad_enabled())
+    if kept is None or kept[0] != wanted:
+        kept = wanted, _Round.apply(x, kind)  # type: ignore[no-untyped-call]
+        x._rounded = kept  # type: ignore[attr-defined]
+    out: Tensor = kept[1]
+    return out
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kind: torch.dtype) -> Tensor:
+        ctx.kind, ctx.width = x.dtype, x.shape[1]
+        return _padded(x, -(-x.shape[1] // _MULTIPLE) * _MULTIPLE, kind)
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kind: torch.dtype) -> Tensor:
-        narrow, w = _padded(x, kind), _padded(weight, kind)
-        ctx.save_for_backward(narrow, w)
-        ctx.kinds, ctx.width = (x.dtype, weight.dtype, None if bias is None else bias.dtype), x.shape[1]
-        return narrow @ w.T if bias is None else torch.addmm(bias.to(kind), narrow, w.T)
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad[:, : ctx.width].to(ctx.kind), None
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        w = _padded(weight, x.shape[1], x.dtype)
+        ctx.save_for_backward(x, w)
+        ctx.width, ctx.kinds = weight.shape[1], (weight.dtype, None if bias is None else bias.dtype)
+        return x @ w.T if bias is None else torch.addmm(bias.to(x.dtype), x, w.T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (narrow, w), (of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.kinds
-        grad = grad.contiguous()
-        x = (grad @ w)[:, : ctx.width].to(of_x) if ctx.needs_input_grad[0] else None
-        weight = (grad.T @ narrow)[:, : ctx.width].to(of_weight)
-        bias = None if of_bias is None else (grad.new_ones(_MULTIPLE, len(grad)) @ grad)[0].to(of_bias)
-        return x, weight, bias, None
+        (x, w), (of_weights, of_biases), grad = ctx.saved_tensors, ctx.kinds, grad.contiguous()
+        of_x = grad @ w if ctx.needs_input_grad[0] else None
+        of_weight = (grad.T @ x)[:, : ctx.width].to(of_weights)
+        of_bias = None if of_biases is None else (grad.new_ones(_MULTIPLE, len(grad)) @ grad)[0].to(of_biases)
+        return of_x, of_weight, of_bias
 
 
-def _padded(x: Tensor, kind: torch.dtype) -> Tensor:
-    """(rows, width) in another dtype, with zeros up to a multiple of 8 columns."""
-    rows, width = x.shape
-    if width % _MULTIPLE == 0:
+def _padded(x: Tensor, width: int, kind: torch.dtype) -> Tensor:
+    """(rows, width) in another dtype, with zeros behind the columns of x."""
+    if x.shape[1] == width:
         return x.to(kind)
-    out = x.new_empty(rows, width + -width % _MULTIPLE, dtype=kind)
-    out[:, :width], out[:, width:] = x, 0
+    out = x.new_empty(len(x), width, dtype=kind)
+    out[:, : x.shape[1]], out[:, x.shape[1] :] = x, 0
     return out
 
 

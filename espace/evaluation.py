@@ -45,6 +45,10 @@ class Terms:
     def __add__(self, other: Terms) -> Terms:
         return Terms(self.names, self.sums + other.sums, self.rows + other.rows)
 
+    def copy(self) -> Terms:
+        """The same in memory of its own."""
+        return Terms(self.names, self.sums.clone(), self.rows.clone())
+
     def total(self) -> Terms:
         """The same of all ranks together, without gradients."""
         both = torch.stack([self.sums.detach(), self.rows.detach()])

@@ -52,11 +52,6 @@ class Losses:
     total: Terms
     auxiliary: Tensor | None
 
-    def kept(self) -> Losses:
-        """A copy, without gradients."""
-        total = Terms(self.total.names, self.total.sums.clone(), self.total.rows.clone())
-        return Losses(self.loss.detach().clone(), total, self.auxiliary)
-
 
 class Training(pl.LightningModule):
     """One training step, one validation step, one optimiser.
@@ -153,15 +148,15 @@ class Training(pl.LightningModule):
         """The loss of one batch. Raises NonFiniteError, on every rank, when it stops being finite."""
         found = None if self._graphed is None else self._graphed(batch)
         self._has_gradients = found is not None
-        found = self._losses(batch) if found is None else found.kept()
+        found = found or self._losses(batch)
         logs = self._logs_now()
         if logs or found.loss.device.type == "cpu":
             check_finite(found.loss.detach(), found.total, f"step {self.global_step + 1}")
-        self._window = found.total if self._window is None else self._window + found.total
+        self._window = found.total.copy() if self._window is None else self._window + found.total
         if logs:
             self._tell_window(self._window, found.auxiliary)
             self._window = None
-        return found.loss
+        return found.loss.detach() if self._has_gradients else found.loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Gradients, unless the step has them already."""

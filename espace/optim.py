@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from types import ModuleType
 from typing import Any, cast, overload
@@ -141,10 +142,13 @@ class LazyAdam(torch.optim.Optimizer):
     def _step_group(self, group: dict[str, Any]) -> None:
         dense = [p for p in group["params"] if p.grad is not None and not p.grad.is_sparse]
         tables = [p for p in group["params"] if p.grad is not None and p.grad.is_sparse]
-        if dense:
-            _adam(dense, [p.grad for p in dense], [self._state_of(p) for p in dense], group)
+        with _beside(dense) if tables else nullcontext():
+            if dense:
+                _adam(dense, [p.grad for p in dense], [self._state_of(p) for p in dense], group)
         for table in tables:
             self._step_rows(table, _options(group))
+        if dense and dense[0].is_cuda:
+            torch.cuda.current_stream(dense[0].device).wait_stream(_side(dense[0].device))
 
     def _step_rows(self, table: Tensor, options: dict[str, Any]) -> None:
         """One step on the rows of `table`, (rows, width), that its sparse gradient names."""
@@ -221,6 +225,23 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     for v in values:
         v.mul_(scale)
     return norm
+
+
+@contextmanager
+def _beside(params: Sequence[Tensor]) -> Iterator[None]:
+    """On a GPU, beside what follows: the dense parameters of such a model keep few of its processors busy."""
+    if not params or not params[0].is_cuda:
+        yield
+        return
+    side = _side(params[0].device)
+    side.wait_stream(torch.cuda.current_stream(params[0].device))
+    with torch.cuda.stream(side):
+        yield
+
+
+@cache
+def _side(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _adam(

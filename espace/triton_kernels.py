@@ -1,8 +1,9 @@
 """The sparse half of Adam on a GPU as one pass over the rows looked up, compiled by Triton on first use.
 
-Look-ups are sorted by row, and a program takes some of them, adds up those of each row, and moves the rows that begin and
-end with it. Of a row that goes on in the next programs each leaves its sum, and a second pass adds those up. So nobody waits
-for anybody, a row of a hundred thousand look-ups costs little more than as many rows, and the same look-ups give the same bits.
+Look-ups are sorted by row, and a program takes some of them one after the other, adds up those of each row, and moves the rows
+that begin and end with it. Of a row that goes on in the next programs each leaves its sum, and a second pass adds those up.
+So nobody waits for anybody, a row of a hundred thousand look-ups costs little more than as many rows, and the same look-ups
+give the same bits. A program is one warp with a column for each thread: what is skipped for one row costs the others nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from torch import Tensor
 
 from espace.missed import Missed
 
-_LOOK_UPS, _CUT = 64, 64  # look-ups that a program takes; sums of a row that it adds at a time
+_LOOK_UPS = 64  # that a program takes
+_CUT = 32  # sums of a row that are added at a time
+_CHECKED = 256  # rows that a program looks at for missed steps
+_PROGRAMS = 8_192  # that bring rows up to date
 _STEPS = 2**12  # room for what is known of so many steps, at first
 
 
@@ -49,10 +53,10 @@ class RowAdam:
             programs = triton.cdiv(n, _LOOK_UPS)
             begun, ended = grads.new_empty(2, programs, width)
             seen = step.int() if self._seen is None else self._seen  # not looked at
-            size = {"look_ups": _LOOK_UPS, "padded": max(triton.next_power_of_2(width), 16)}
             given = (*self._tensors, seen, step, found, begun, ended, n, width, *_numbers(options))
-            _step[programs,](order, grads, *given, marks=self._seen is not None, **size)
-            _step_cut[programs,](programs, *given, marks=self._seen is not None, at_once=_CUT, **size)
+            size = {"marks": self._seen is not None, "look_ups": _LOOK_UPS, "padded": _padded(width), "num_warps": 1}
+            _step[programs,](order, grads, *given, **size)
+            _step_cut[programs,](programs, *given, at_once=_CUT, **size)
         if self._missed is not None:
             self._learn(self._missed)
 
@@ -62,11 +66,14 @@ class RowAdam:
         self._learn(missed)
         if not len(rows):
             return
-        rows, width = rows.contiguous(), self._tensors[0].shape[1]
-        window = min(missed.window, 2**30)
-        size = {"look_ups": _LOOK_UPS, "padded": triton.next_power_of_2(width)}
-        given = (*self._tensors, self._seen, self._count, rows, self._steps, len(rows), width, window, options["eps"])
-        _catch_up[triton.cdiv(len(rows), _LOOK_UPS),](*given, **size)
+        n, width, window = len(rows), self._tensors[0].shape[1], min(missed.window, 2**30)
+        late = rows.new_empty(2, n, dtype=torch.int32)
+        count = rows.new_zeros((), dtype=torch.int32)
+        _find_late[triton.cdiv(n, _CHECKED),](
+            self._seen, self._count, rows.contiguous(), late, count, n, looked_at=_CHECKED
+        )
+        given = (*self._tensors, self._count, late, count, self._steps, n, width, window, options["eps"])
+        _catch_up[min(n, _PROGRAMS),](*given, padded=_padded(width), num_warps=1)
 
     def _learn(self, missed: Missed) -> None:
         """Copy what is new of the steps to the device; rules change for as long as their window is open."""
@@ -78,10 +85,14 @@ class RowAdam:
         if missed.step >= len(self._steps):
             start, self._steps = 0, self._steps.new_empty(max(2 * missed.step, _STEPS), 8)
         new = torch.from_numpy(missed.table(start)).to(torch.float32)
-        device = self._steps.device
-        new = new.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else new
-        self._steps[start : start + len(new)] = new
+        new = new.pin_memory() if self._steps.is_cuda else new
+        self._steps[start : start + len(new)].copy_(new, non_blocking=True)
         self._known = missed.step
+
+
+def _padded(width: int) -> int:
+    """Threads of a program, for a column each; Triton wants a power of two."""
+    return int(triton.next_power_of_2(width))
 
 
 def _numbers(options: Mapping[str, Any]) -> tuple[float, ...]:
@@ -92,11 +103,17 @@ def _numbers(options: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 @triton.jit
-def _move(table, first, second, at, which, grad, step, lr, log1, log2, back1, back2, beta2, eps, decay):
-    """One step of the numbers at `at`, in the order of operations of torch's fused kernel."""
+def _corrections(step, lr, log1, log2):
+    """The step size and the root of the second bias correction."""
     count = tl.load(step).to(tl.float64)
-    size = (lr / (1 - tl.exp(count * log1))).to(tl.float32)
-    root = tl.sqrt(1 - tl.exp(count * log2)).to(tl.float32)
+    return (lr / (1 - tl.exp(count * log1))).to(tl.float32), tl.sqrt(1 - tl.exp(count * log2)).to(tl.float32)
+
+
+@triton.jit
+def _move(table, first, second, row, grad, width, size, root, back1, back2, beta2, eps, decay, padded: tl.constexpr):
+    """One step of a row, in the order of operations of torch's fused kernel."""
+    column = tl.arange(0, padded)
+    which, at = column < width, row.to(tl.int64) * width + column
     p, m, v = tl.load(table + at, which), tl.load(first + at, which), tl.load(second + at, which)
     grad += decay * p
     m += back1 * (grad - m)
@@ -113,28 +130,36 @@ def _step(
     marks: tl.constexpr, look_ups: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
     """Add up the look-ups of a program, row by row, and move the rows that are all there."""
-    program = tl.program_id(0)
-    place, column = tl.arange(0, look_ups), tl.arange(0, padded)
-    at = program * look_ups + place
-    inside, in_row = at < n, column < width
-    row = tl.load(found + at, inside, other=-1)
-    starts = (row != tl.load(found + at - 1, inside & (at > 0), other=-1)).to(tl.int32)
-    ends = row != tl.load(found + at + 1, at + 1 < n, other=-1)
-    from_here = tl.cumsum(starts, 0) > 0  # the row started in this program
-    here = inside[:, None] & in_row[None, :]
-    source = tl.load(order + at, inside, other=0)
-    grad = tl.load(grads + source[:, None] * width + column[None, :], here, other=0.0)
-    same = (row[:, None] == row[None, :]).to(tl.float32)
-    sums = tl.dot(same, grad, input_precision="tf32x3")  # as exact as float32, since ones and zeros are exact in tf32
-    whole = ends & from_here & inside
-    which, to = whole[:, None] & in_row[None, :], row.to(tl.int64)[:, None] * width + column[None, :]
-    _move(table, first, second, to, which, sums, step, lr, log1, log2, back1, back2, beta2, eps, decay)
-    if marks:
-        tl.store(seen + row, tl.broadcast_to(tl.load(step).to(tl.int32), (look_ups,)), whole)
-    last = place == look_ups - 1
-    to = tl.broadcast_to(program * width + column[None, :], (look_ups, padded))
-    tl.store(ended + to, sums, ((ends | last) & ~from_here)[:, None] & here)
-    tl.store(begun + to, sums, (last & ~ends & from_here)[:, None] & here)
+    program, column = tl.program_id(0), tl.arange(0, padded)
+    in_row, start = column < width, program * look_ups
+    size, root = _corrections(step, lr, log1, log2)
+    now = tl.load(step).to(tl.int32)
+    row = tl.load(found + start)
+    from_here = (row != tl.load(found + start - 1, start > 0, other=-1)).to(tl.int32)  # the row started in this program
+    grad = tl.load(grads + tl.load(order + start) * width + column, in_row, other=0.0)
+    sums = tl.zeros((padded,), tl.float32)
+    at, stop = start, start + look_ups
+    while at < tl.minimum(stop, n):
+        sums += grad
+        more = at + 1 < n
+        after = tl.load(found + at + 1, more, other=-1)
+        grad = tl.load(grads + tl.load(order + at + 1, more, other=0) * width + column, in_row & more, other=0.0)
+        if after != row:
+            if from_here > 0:
+                _move(table, first, second, row, sums, width, size, root, back1, back2, beta2, eps, decay, padded)
+                if marks:
+                    tl.store(seen + row, now)
+            else:
+                tl.store(ended + program * width + column, sums, in_row)
+            sums = tl.zeros((padded,), tl.float32)
+            from_here = from_here * 0 + 1
+            row = after
+        at += 1
+    if (stop < n) & (row == tl.load(found + stop - 1, stop < n, other=-1)):  # it goes on in the next program
+        if from_here > 0:
+            tl.store(begun + program * width + column, sums, in_row)
+        else:
+            tl.store(ended + program * width + column, sums, in_row)
 
 
 @triton.jit
@@ -159,49 +184,51 @@ def _step_cut(
             sums += tl.sum(tl.load(ended + which[:, None] * width + column[None, :], more, other=0.0), 0)
             goes_on = tl.sum(same.to(tl.int32), 0) == at_once
             other += at_once
-        to = row.to(tl.int64) * width + column
-        _move(table, first, second, to, column < width, sums, step, lr, log1, log2, back1, back2, beta2, eps, decay)
+        size, root = _corrections(step, lr, log1, log2)
+        _move(table, first, second, row, sums, width, size, root, back1, back2, beta2, eps, decay, padded)
         if marks:
             tl.store(seen + row, tl.load(step).to(tl.int32))
 
 
 @triton.jit
-def _catch_up(
-    table, first, second, seen, step, rows, steps, n, width, window, eps, look_ups: tl.constexpr, padded: tl.constexpr
-):  # fmt: skip
-    """The missed steps of rows; a row that stands there twice is moved by whoever marks it first."""
-    at = tl.program_id(0) * look_ups + tl.arange(0, look_ups)
+def _find_late(seen, step, rows, late, count, n, looked_at: tl.constexpr):
+    """List each row that has missed steps once, with the last step that it had, and mark it."""
+    at = tl.program_id(0) * looked_at + tl.arange(0, looked_at)
     now = tl.load(step).to(tl.int32)
     row = tl.load(rows + at, at < n, other=0).to(tl.int64)
-    late = (at < n) & (tl.load(seen + row) < now)
-    last = tl.atomic_xchg(seen + row, tl.broadcast_to(now, (look_ups,)), mask=late)
-    late &= last < now
-    if tl.sum(late.to(tl.int32), 0) > 0:
-        _bring(table, first, second, row, tl.where(late, last, now), now, late, steps, width, window, eps, padded)
+    misses = (at < n) & (tl.load(seen + row) < now)
+    last = tl.atomic_xchg(seen + row, tl.broadcast_to(now, (looked_at,)), mask=misses)
+    misses &= last < now  # of look-ups of one row, the first to mark it
+    ones = misses.to(tl.int32)
+    to = tl.atomic_add(count, tl.sum(ones, 0)) + tl.cumsum(ones, 0) - 1
+    tl.store(late + to, row.to(tl.int32), misses)
+    tl.store(late + n + to, last, misses)
 
 
 @triton.jit
-def _bring(table, first, second, row, last, now, late, steps, width, window, eps, padded: tl.constexpr):
-    """The rows that are `late` from step `last` to `now`."""
-    column = tl.arange(0, padded)
-    which, to = late[:, None] & (column < width)[None, :], row[:, None] * width + column[None, :]
-    m, v = tl.load(first + to, which, other=0.0), tl.load(second + to, which, other=0.0)
-    root = tl.sqrt(v)
-    rule = steps + last * 8
-    a, x = tl.load(rule, late, other=0.0)[:, None], tl.load(rule + 1, late, other=1.0)[:, None]
-    b, y = tl.load(rule + 2, late, other=0.0)[:, None], tl.load(rule + 3, late, other=1.0)[:, None]
-    ruled = a >= 0
-    moved = tl.where(ruled, m * a / (root * x + eps) + m * b / (root * y + eps), 0.0)
-    one_by_one = tl.where(late & (tl.load(rule, late, other=0.0) < 0), tl.minimum(now - last, window), 0)
-    k = 1
-    while tl.sum((k <= one_by_one).to(tl.int32), 0) > 0:
-        there = k <= one_by_one
-        j, fade = steps + (last + k) * 8, steps + k * 8
-        w = tl.load(j + 4, there, other=0.0) * tl.load(fade + 6)
-        u = tl.sqrt(tl.load(fade + 7)) / tl.load(j + 5, there, other=1.0)
-        moved += tl.where(there[:, None], m * w[:, None] / (root * u[:, None] + eps), 0.0)
-        k += 1
-    gap = steps + (now - last) * 8
-    tl.store(table + to, tl.load(table + to, which, other=0.0) - moved, which)
-    tl.store(first + to, m * tl.load(gap + 6, late, other=0.0)[:, None], which)
-    tl.store(second + to, v * tl.load(gap + 7, late, other=0.0)[:, None], which)
+def _catch_up(
+    table, first, second, step, late, count, steps, n, width, window, eps, padded: tl.constexpr
+):  # fmt: skip
+    """The missed steps of the rows listed."""
+    column, now = tl.arange(0, padded), tl.load(step).to(tl.int32)
+    which = column < width
+    i, listed = tl.program_id(0), tl.load(count)
+    while i < listed:
+        last, at = tl.load(late + n + i), tl.load(late + i).to(tl.int64) * width + column
+        m, v = tl.load(first + at, which, other=0.0), tl.load(second + at, which, other=0.0)
+        p, root, gap, rule = tl.load(table + at, which), tl.sqrt(v), now - last, steps + last * 8
+        a, x, b, y = tl.load(rule), tl.load(rule + 1), tl.load(rule + 2), tl.load(rule + 3)
+        moved = tl.zeros((padded,), tl.float32)
+        if a >= 0:
+            moved += m * a / (root * x + eps) + m * b / (root * y + eps)
+        else:
+            k = 1
+            while k <= tl.minimum(gap, window):
+                j, fade = steps + (last + k) * 8, steps + k * 8
+                w, u = tl.load(j + 4) * tl.load(fade + 6), tl.sqrt(tl.load(fade + 7)) / tl.load(j + 5)
+                moved += m * w / (root * u + eps)
+                k += 1
+        tl.store(table + at, p - moved, which)
+        tl.store(first + at, m * tl.load(steps + gap * 8 + 6), which)
+        tl.store(second + at, v * tl.load(steps + gap * 8 + 7), which)
+        i += tl.num_programs(0)

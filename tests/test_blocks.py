@@ -90,15 +90,16 @@ def test_a_layer_of_rounded_numbers_is_the_layer_itself_where_nothing_is_rounded
     layer = nn.Linear(width, 5, bias=bias).double()
     given = (x, layer.weight, layer.bias) if bias else (x, layer.weight)
     upstream = torch.randn(50, 5, dtype=torch.float64, generator=g)
-    out = blocks._Rounded.apply(x, layer.weight, layer.bias, torch.float64)
+    out = blocks._rounded_product(x, layer.weight, layer.bias, torch.float64)
     torch.testing.assert_close(out, layer(x))
-    ours, theirs = (torch.autograd.grad(o, given, upstream) for o in (out, layer(x)))
+    twice = out + blocks._rounded_product(x, layer.weight, layer.bias, torch.float64)  # rounds x once
+    ours, theirs = (torch.autograd.grad(o, given, upstream) for o in (twice, 2 * layer(x)))
     torch.testing.assert_close(ours, theirs)
 
 
 def test_a_layer_rounds_to_the_precision_asked_for_and_gives_gradients_in_that_of_its_numbers():
     x, layer = torch.randn(300, 20, requires_grad=True), nn.Linear(20, 16)
-    out = blocks._Rounded.apply(x, layer.weight, layer.bias, torch.bfloat16)
+    out = blocks._rounded_product(x, layer.weight, layer.bias, torch.bfloat16)
     assert out.dtype == torch.bfloat16
     out.float().square().mean().backward()
     found = [x.grad, layer.weight.grad, layer.bias.grad]

@@ -121,9 +121,8 @@ def rows_moved_by(request, monkeypatch):
         if request.param == "triton" and torch.cuda.is_available():
             pytest.skip("there its kernels are compiled for the GPU: tests/test_gpu.py")
         if request.param == "triton":  # so slow is the interpreter that sizes are such that few look-ups are many
-            monkeypatch.setattr(kernels, "_LOOK_UPS", 16)
-            monkeypatch.setattr(kernels, "_CUT", 4)
-            monkeypatch.setattr(kernels, "_STEPS", 4)
+            for size, small in {"_LOOK_UPS": 8, "_CUT": 4, "_CHECKED": 8, "_PROGRAMS": 5, "_STEPS": 4}.items():
+                monkeypatch.setattr(kernels, size, small)
     monkeypatch.setattr(optim, "_kernels", lambda device: kernels)
     return request.param
 

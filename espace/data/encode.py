@@ -250,10 +250,10 @@ class Encoder:
         counts = random.binomial(len(batch), rates)
         columns = np.repeat(np.arange(len(rates)), counts)
         rows = random.integers(0, len(batch), len(columns))
-        found = (torch.from_numpy(array) for array in (rows * len(rates) + columns, padding[columns]))
-        places, paddings = (sent(array, batch.ids.device) for array in found)
+        both = torch.from_numpy(np.stack([rows * len(rates) + columns, padding[columns]]))
+        places, paddings = sent(both, batch.ids.device)
         old = batch.ids.take(places)
-        batch.ids.put_(places, old.where(old < paddings + FIRST, paddings + UNKNOWN))
+        batch.ids.put_(places, torch.where(old < paddings + FIRST, old, paddings + UNKNOWN).int())
 
     @cached_property
     def inputs(self) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from espace.batch import Batch, Ragged
 from espace.data import cache
@@ -14,7 +17,8 @@ from espace.data.encode import Encoder
 from espace.data.split import Part
 from espace.errors import DataError
 
-_VERSION = 2
+_VERSION = 3
+_ALIGNED = 64  # bytes
 _ROW_BYTES = 16  # of a row besides its ids, about
 
 
@@ -40,12 +44,12 @@ class Encoded:
             return self._encode(number)
         kept = cache.Kept(f"{self._key}-{number}", suffix=".batch")
         if kept.path.exists():
-            with contextlib.suppress(RuntimeError, OSError, EOFError, KeyError):  # cut off: encode again
+            with contextlib.suppress(ValueError, OSError, KeyError):  # cut off: encode again
                 return _read(kept.path)
             kept.path.unlink(missing_ok=True)
         batch = self._encode(number)
         with contextlib.suppress(DataError):  # a cache that cannot be written costs time, not the run
-            kept.filled(lambda path: torch.save(_plain(batch), path))
+            kept.filled(lambda path: _write(batch, path))
         return batch
 
     def _encode(self, number: int) -> Batch:
@@ -53,11 +57,39 @@ class Encoded:
         return self.encoder.encode(table, self.part.where(number), self.labels)
 
 
-def _plain(batch: Batch) -> dict[str, Any]:
-    lists = {name: [r.values, r.offsets, r.weights] for name, r in batch.lists.items()}
-    return {**vars(batch), "lists": lists, "extras": dict(batch.extras)}
+def _write(batch: Batch, path: Path) -> None:
+    """A line of JSON that says what there is, and every tensor as its bytes, each from a multiple of 64 on."""
+    tensors: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    batch.mapped(note)
+    kinds = [[str(tensor.numpy().dtype), list(tensor.shape)] for tensor in tensors]
+    lists = {name: ragged.weights is not None for name, ragged in batch.lists.items()}
+    head = json.dumps({"tensors": kinds, "lists": lists, "extras": list(batch.extras)}).encode()
+    with path.open("wb") as file:
+        file.write(head + b" " * (-(len(head) + 1) % _ALIGNED) + b"\n")
+        for tensor in tensors:
+            file.write(tensor.numpy().tobytes())
+            file.write(bytes(-file.tell() % _ALIGNED))
 
 
 def _read(path: Path) -> Batch:
-    found = torch.load(path, mmap=True, weights_only=True)
-    return Batch(**{**found, "lists": {name: Ragged(*parts) for name, parts in found["lists"].items()}})
+    """What `_write` wrote, mapped into memory. Raises ValueError for a file that was cut off."""
+    with path.open("rb") as file:
+        head = json.loads(file.readline())
+        start, data = file.tell(), mmap(file.fileno(), 0, access=ACCESS_COPY)
+    tensors: list[Tensor] = []
+    for kind, shape in head["tensors"]:
+        dtype, count = getattr(torch, kind), math.prod(shape)
+        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=start) if count else torch.empty(0, dtype=dtype)
+        tensors.append(flat.view(shape))
+        start += -(-flat.nbytes // _ALIGNED) * _ALIGNED
+    if start != len(data):
+        raise ValueError(f"{path}: {len(data)} bytes instead of {start}")
+    each, blank = iter(tensors), torch.empty(0)
+    lists = {name: Ragged(blank, blank, blank if weights else None) for name, weights in head["lists"].items()}
+    batch = Batch(blank, lists, blank, blank, blank, dict.fromkeys(head["extras"], blank), blank)
+    return batch.mapped(lambda _: next(each))

@@ -98,14 +98,14 @@ class Plan:
 class _Windows(Dataset[Batch]):
     """Reads and encodes windows; holds plain objects, so that worker processes can be started by spawn."""
 
-    def __init__(self, encoded: Encoded, windows: Sequence[Window]) -> None:
-        self.encoded, self.windows = encoded, windows
+    def __init__(self, encoded: Encoded, windows: Sequence[Window], pinned: bool) -> None:
+        self.encoded, self.windows, self.pinned = encoded, windows, pinned
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, number: int) -> Batch:
-        return Batch.cat([self.encoded.piece(p) for p in self.windows[number].pieces])
+        return Batch.cat([self.encoded.piece(p) for p in self.windows[number].pieces], self.pinned)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,8 @@ class Stream:
 
     def _read(self, windows: Sequence[Window]) -> DataLoader[Batch]:
         encoded = Encoded(self.part, self.encoder, labels=True, keep=self.keep)
-        return DataLoader(_Windows(encoded, windows), batch_size=None, num_workers=self.workers)
+        pinned = self.device is not None and self.device.type == "cuda" and not self.workers
+        return DataLoader(_Windows(encoded, windows, pinned), batch_size=None, num_workers=self.workers)
 
     def _check_rows(self, window: Window, data: Batch) -> None:
         expected = sum(self.plan.counts[p] for p in window.pieces)
