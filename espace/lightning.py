@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from espace.batch import Batch
@@ -97,6 +98,14 @@ class Training(pl.LightningModule):
         self._graphed: Graphed[Losses] | None = None
         self._has_gradients = False  # of the step at hand, before it goes backward
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if (
+            name == "_current_fx_name"
+        ):  # Lightning sets it some 40 times a step, and a module looks long at what it is given
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def configure_optimizers(self) -> LazyAdam:
         """Adam of rows for tables, fused Adam for the rest."""
         options = dict(self._optimizer)
@@ -140,7 +149,7 @@ class Training(pl.LightningModule):
     def on_train_start(self) -> None:
         """Steps that can become graphs do: those of one process on a CUDA device, with every batch a step of its own."""
         trainer: Any = self.trainer
-        alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
+        alone = isinstance(trainer.strategy, SingleDeviceStrategy) and trainer.accumulate_grad_batches == 1
         if self._tell_graphs and self.device.type == "cuda" and alone and trainer.precision != "16-mixed":
             self._graphed = Graphed(self._losses, self, self._tell_graphs)
 

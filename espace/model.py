@@ -87,7 +87,12 @@ class Model(nn.Module):
 
     def auxiliary_loss(self) -> Tensor | None:
         """What towers ask to be added to the loss of the batch just seen, (); None where none of them does."""
-        return torch.stack([module.auxiliary_loss for module in self._auxiliary]).sum() if self._auxiliary else None
+        if not self._auxiliary:
+            return None
+        found = [module.auxiliary_loss for module in self._auxiliary]
+        for module, loss in zip(self._auxiliary, found, strict=True):
+            module.auxiliary_loss = loss.detach()  # the way back to the weights must not outlive the step
+        return torch.stack(found).sum()
 
     def compile_towers(self, tell: Callable[[str], None], backend: str = "inductor") -> None:
         """Train with towers that torch compiles at the first batch. `tell` gets a line for each that it cannot compile."""

@@ -143,7 +143,7 @@ def _step(
         sums += grad
         more = at + 1 < n
         after = tl.load(found + at + 1, more, other=-1)
-        grad = tl.load(grads + tl.load(order + at + 1, more, other=0) * width + column, in_row & more, other=0.0)
+        grad = tl.load(grads + tl.load(order + at + 1, more, other=0) * width + column, in_row, other=0.0)
         if after != row:
             if from_here > 0:
                 _move(table, first, second, row, sums, width, size, root, back1, back2, beta2, eps, decay, padded)

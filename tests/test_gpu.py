@@ -62,7 +62,7 @@ def test_the_same_look_ups_give_the_same_bits():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("data") / "train.parquet", 60_000)
+    return write(tmp_path_factory.mktemp("data") / "train.parquet", 40_000)
 
 
 def fit(folder, data, name, accelerator="gpu", **values):
@@ -77,26 +77,40 @@ def fit(folder, data, name, accelerator="gpu", **values):
 
 
 def close(ours, theirs, rtol=2e-3):
+    """Losses and areas under the curve; what is counted in bins jumps."""
     assert ours.keys() == theirs.keys()
-    wrong = {k: (v, theirs[k]) for k, v in ours.items() if abs(v - theirs[k]) > rtol * abs(theirs[k]) + 2e-4}
+    smooth = {k: v for k, v in ours.items() if "loss" in k[1] or k[1].endswith("/auc") or "gate" in k[1]}
+    wrong = {k: (v, theirs[k]) for k, v in smooth.items() if abs(v - theirs[k]) > rtol * abs(theirs[k]) + 2e-4}
+    assert smooth
     assert not wrong
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """A list that gets an item for each step that was replayed."""
+    found, gives = [], Graphed.give_gradients
+    monkeypatch.setattr(Graphed, "give_gradients", lambda self: (found.append(1), gives(self))[1])
+    return found
 
 
 @pytest.mark.parametrize("tables", ["exact", "lazy", "dense"])
 @pytest.mark.parametrize("more", [{}, {"sharing": "mmoe"}, {"trainer": {"gradient_clip_val": 1.0}}], ids=str)
-def test_a_fit_with_graphs_is_the_fit_without_and_that_of_a_cpu(tmp_path, data, monkeypatch, tables, more):
-    replayed = []
-    gives = Graphed.give_gradients
-    monkeypatch.setattr(Graphed, "give_gradients", lambda self: (replayed.append(1), gives(self))[1])
+def test_a_fit_with_graphs_is_the_fit_without(tmp_path, data, replayed, tables, more):
     more = {**more, "optimizer": {"tables": tables}}
     with_graphs = fit(tmp_path, data, "with", **more)
-    assert len(replayed) > 30, "steps were not replayed"
+    assert len(replayed) > 20, "steps were not replayed"
     close(with_graphs, fit(tmp_path, data, "without", cuda_graphs=False, **more))
-    close(with_graphs, fit(tmp_path, data, "cpu", accelerator="cpu", **more), rtol=0.02)
 
 
-def test_compiled_towers_in_graphs_train_alike(tmp_path, data):
-    close(fit(tmp_path, data, "compiled", compile=True), fit(tmp_path, data, "plain"), rtol=0.02)
+def test_a_fit_is_that_of_a_cpu(tmp_path, data):
+    close(fit(tmp_path, data, "gpu"), fit(tmp_path, data, "cpu", accelerator="cpu"), rtol=0.02)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_numbers_of_16_bits_train_nearly_alike(tmp_path, data, replayed, compiled):
+    half = fit(tmp_path, data, "half", trainer={"precision": "bf16-mixed"}, compile=compiled)
+    assert replayed
+    close(half, fit(tmp_path, data, "whole"), rtol=0.03)
 
 
 def test_a_run_goes_on_from_its_last_checkpoint(tmp_path, data):

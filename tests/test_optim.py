@@ -129,8 +129,8 @@ def rows_moved_by(request, monkeypatch):
 
 @pytest.fixture(params=COUNTS)
 def count(request, rows_moved_by):
-    """Look-ups of a step."""
-    return min(request.param, 500) if rows_moved_by == "triton" else request.param
+    """Look-ups of a step; Triton's interpreter is slow."""
+    return min(request.param, 200) if rows_moved_by == "triton" else request.param
 
 
 @pytest.mark.parametrize("options", [{}, {"lr": 0.1, "betas": (0.5, 0.7), "eps": 1e-3}, {"weight_decay": 0.2}])
@@ -189,8 +189,10 @@ def test_exact_is_dense_adam_however_long_a_row_was_left_alone(rows_moved_by, dt
     start = dense.detach().clone()
     one = LazyAdam([exact], betas=betas, exact=True)
     other = torch.optim.Adam([dense], betas=betas)
-    steps = look_ups(260, 2)
-    steps[50:220] = [(torch.zeros_like(rows), values) for rows, values in steps[50:220]]
+    length = 130 if rows_moved_by == "triton" else 260  # its interpreter is slow
+    steps = look_ups(length, 2)
+    alone = slice(length // 5, length - 40)
+    steps[alone] = [(torch.zeros_like(rows), values) for rows, values in steps[alone]]
     for number, (rows, values) in enumerate(steps):
         one.param_groups[0]["lr"] = other.param_groups[0]["lr"] = changing(number)
         one.catch_up(exact, rows)
