@@ -19,7 +19,7 @@ from espace.build import build_objective, term_weights
 from espace.chain import Chain
 from espace.config import load
 from espace.data.encode import Encoder
-from espace.data.encoded import _plain, _read
+from espace.data.encoded import _read, _write
 from espace.data.labels import resolve
 from espace.data.simulator import Simulator
 from espace.errors import ChainError, ConfigError, DataError
@@ -382,7 +382,7 @@ def test_encoded_amounts_are_kept_and_taken_along(store, tmp_path):
     batch = next(iter(prepare(made.config, made.registry, Report(quiet=True)).stream(made.config, "train")))
     assert batch.amounts.dtype == torch.float32
     assert batch.amounts.shape == (len(batch), 1)
-    torch.save(_plain(batch), tmp_path / "batch")
+    _write(batch, tmp_path / "batch")
     order = torch.arange(len(batch)).flip(0)
     for same in (_read(tmp_path / "batch"), batch.to("cpu"), batch.take(order).take(order), Batch.cat([batch])):
         torch.testing.assert_close(same.amounts, batch.amounts, equal_nan=True)

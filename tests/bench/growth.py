@@ -60,6 +60,7 @@ class Point:
             "data": {"train": "none.parquet"},
             "features": features,
             "tower": {"type": "mlp", "hidden_units": HIDDEN},
+            "optimizer": {"tables": "lazy"},  # as in the loop by hand
         }
         return Config.from_dict(values, load())
 
