@@ -9,11 +9,12 @@ the same optimiser and precision, interleaved. One line a point: rows/s of both,
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,10 +176,18 @@ def by_hand(point: Point, batches: list[Batch], steps: int) -> float:
     return (time.perf_counter() - start) / (steps - WARM_UP)
 
 
+def _alone(run: Callable[[Point, list[Batch], int], float], point: Point, batches: list[Batch], steps: int) -> float:
+    """Seconds a step; the tables of the run before are gone."""
+    gc.collect()
+    return run(point, batches, steps)
+
+
 def measured(point: Point, rounds: int, steps: int) -> tuple[float, float, float]:
     """Rows/s of espace and of the loop by hand, and their ratio: medians."""
     batches = point.batches()
-    pairs = [[point.batch / run(point, batches, steps) for run in (with_espace, by_hand)] for _ in range(rounds)]
+    pairs = [
+        [point.batch / _alone(run, point, batches, steps) for run in (with_espace, by_hand)] for _ in range(rounds)
+    ]
     mine, hand = zip(*pairs, strict=True)
     return statistics.median(mine), statistics.median(hand), statistics.median(a / b for a, b in pairs)
 
