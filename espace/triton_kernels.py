@@ -40,9 +40,7 @@ class RowAdam:
         self._count, self._seen = state["step"], state.get("seen")
         self._missed: Missed | None = None
         self._known = 0  # steps of it that stand in _steps
-        self._steps = table.new_empty(
-            0, 8
-        )  # of each step its rule, lr_j / (1 - beta1^j), sqrt(1 - beta2^j), and both fades
+        self._steps = table.new_empty(0, 8)  # as `Missed.table`
 
     def step(self, grad: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
         """Step number `step`, (), on the rows of a sparse gradient, summed or not."""
