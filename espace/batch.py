@@ -115,6 +115,17 @@ class Batch:
             change(self.amounts),
         )
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in the order of `mapped`."""
+        found: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.mapped(note)
+        return found
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same rows on another device."""
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))

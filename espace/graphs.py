@@ -6,7 +6,7 @@ part that keeps something from step to step has to keep it in one and the same t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -87,7 +87,7 @@ class _Recorded(Generic[Found]):
         if not steady:
             raise EspaceError("a part puts new tensors in place of its buffers. Let it change them in place.")
         self._batch = batch.mapped(torch.clone)
-        self._inputs = _tensors(self._batch)
+        self._inputs = self._batch.tensors()
         self._found: list[Found] = []
         self._look_ups: list[tuple[Callable[[Tensor, Tensor], None], Tensor, Tensor]] = []
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -126,7 +126,7 @@ class _Recorded(Generic[Found]):
         return note
 
     def __call__(self, batch: Batch) -> Found | None:
-        given = _tensors(batch)
+        given = batch.tensors()
         if [t.shape for t in given] != [t.shape for t in self._inputs]:
             return None
         for mine, theirs in zip(self._inputs, given, strict=True):
@@ -135,17 +135,6 @@ class _Recorded(Generic[Found]):
             hook(table, rows)
         self._replay()
         return self._found[0]
-
-
-def _tensors(batch: Batch) -> Sequence[Tensor]:
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    batch.mapped(note)
-    return found
 
 
 def _cuda_graph(work: Callable[[], None]) -> Callable[[], None]:

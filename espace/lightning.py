@@ -99,9 +99,7 @@ class Training(pl.LightningModule):
         self._has_gradients = False  # of the step at hand, before it goes backward
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if (
-            name == "_current_fx_name"
-        ):  # Lightning sets it some 40 times a step, and a module looks long at what it is given
+        if name == "_current_fx_name":  # set some 40 times a step, and a module looks long at what it is given
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)

@@ -124,9 +124,7 @@ class LazyAdam(torch.optim.Optimizer):
         self._meet_tables()
 
     def _meet_tables(self) -> None:
-        self._rows: dict[
-            Tensor, tuple[int, Any]
-        ] = {}  # where a table is, and what updates it: it holds tensors of the state
+        self._rows: dict[Tensor, tuple[int, Any]] = {}  # of a table: where it is, and what updates it
         self._missed: dict[Tensor, Missed] = {}  # of tables whose rows catch up
         self._used: dict[Tensor, dict[str, Any]] = {}  # the options of their last step
         for group in self.param_groups:

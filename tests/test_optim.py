@@ -163,7 +163,7 @@ def test_the_number_of_threads_changes_no_bit(rows_moved_by, count):
 @pytest.mark.parametrize("count", [0, 1, 30, 5_000])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_the_way_of_a_gpu_which_never_asks_how_many_rows_there_are_moves_them_alike(monkeypatch, count, weight_decay):
-    """On the CPU, the function that a GPU uses. No GPU has run it yet."""
+    """On the CPU, the function that a GPU without Triton uses."""
     ours, theirs = table_of(), table_of()
     steps = look_ups(5, count)
     run(LazyAdam([theirs], weight_decay=weight_decay), theirs, steps)

@@ -59,13 +59,7 @@ class Encoded:
 
 def _write(batch: Batch, path: Path) -> None:
     """A line of JSON that says what there is, and every tensor as its bytes, each from a multiple of 64 on."""
-    tensors: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        tensors.append(tensor)
-        return tensor
-
-    batch.mapped(note)
+    tensors = batch.tensors()
     kinds = [[str(tensor.numpy().dtype), list(tensor.shape)] for tensor in tensors]
     lists = {name: ragged.weights is not None for name, ragged in batch.lists.items()}
     head = json.dumps({"tensors": kinds, "lists": lists, "extras": list(batch.extras)}).encode()
