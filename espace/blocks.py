@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
@@ -22,7 +23,14 @@ Count: TypeAlias = Annotated[int, Gt(0)]
 
 _MULTIPLE = 8  # of numbers of 16 bits, that matrix units load at a time
 
-ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+# A linear layer or a norm has no use for its output on the way back, so the commonest activation overwrites it.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "prelu": nn.PReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 
 
 class _BatchNorm(nn.BatchNorm1d):

@@ -64,12 +64,13 @@ def tower_of(config: Config, chain: Chain, transition: str) -> Component:
     return next((config.towers[n] for n in (transition, *children) if n in config.towers), config.tower)
 
 
-def build_model(config: Config, registry: Registry, layout: Layout) -> Model:
-    """The model with freshly drawn parameters, from torch's random state."""
+def build_model(config: Config, registry: Registry, layout: Layout, drawn: bool = True) -> Model:
+    """The model with freshly drawn parameters, from torch's random state; unless `drawn`, its tables hold nothing yet."""
     chain, features = chain_of(config), features_of(config)
     names = [t.name for t in chain.heads]
     sparse = config.optimizer.tables != "dense"
-    embed = partial(Embedding, features, layout, dim=config.embedding.dim, std=config.embedding.std, sparse=sparse)
+    std = config.embedding.std if drawn else None
+    embed = partial(Embedding, features, layout, dim=config.embedding.dim, std=std, sparse=sparse)
     embeddings = {"shared": embed()} if config.embedding.shared else {name: embed() for name in names}
     if not config.embedding.shared and config.sharing.type != "separate":
         raise ConfigError(

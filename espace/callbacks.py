@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from espace.errors import DataError, NonFiniteError
 from espace.lightning import Training
@@ -141,12 +142,18 @@ class Checkpoints(pl.Callback):
 
 def check_weights(trainer: pl.Trainer) -> None:
     """Raise NonFiniteError unless every weight is finite: such weights never replace a checkpoint."""
-    wrong = [name for name, p in trainer.lightning_module.named_parameters() if not torch.isfinite(p).all()]
+    wrong = [name for name, p in trainer.lightning_module.named_parameters() if not _is_finite(p.detach())]
     if wrong:
         raise NonFiniteError(
             f"step {trainer.global_step}: not all weights are finite ({', '.join(wrong)}). The checkpoint before is as it"
             " was. Lower optimizer.lr, set trainer.gradient_clip_val, or look for extreme numbers among the features."
         )
+
+
+def _is_finite(numbers: Tensor) -> bool:
+    """Whether all numbers are, found without a tensor as large."""
+    ends = torch.aminmax(torch.view_as_real(numbers) if numbers.is_complex() else numbers) if numbers.numel() else ()
+    return all(bool(torch.isfinite(end)) for end in ends)
 
 
 def accumulates(trainer: pl.Trainer) -> bool:

@@ -72,12 +72,13 @@ class Embedding(nn.Module):
         features: the features, in the order of the YAML.
         layout: where each vocabulary lies.
         dim: the default width.
-        std: standard deviation of the normal start; row 0 of every vocabulary, padding, starts at zero.
+        std: standard deviation of the normal start; row 0 of every vocabulary, padding, starts at zero. None: tables hold
+            nothing yet, and take no memory before they are loaded.
         sparse: whether the gradients of tables name the rows looked up.
     """
 
     def __init__(
-        self, features: Sequence[Feature], layout: Layout, *, dim: int, std: float, sparse: bool = True
+        self, features: Sequence[Feature], layout: Layout, *, dim: int, std: float | None, sparse: bool = True
     ) -> None:
         super().__init__()
         self.spec = feature_spec(features, dim)
@@ -99,9 +100,13 @@ class Embedding(nn.Module):
         for width in map(int, self.tables):
             old = self._table(width)
             table = old.weight
-            more = table.new_empty(len(table), self.spec.extra_width).normal_(0.0, self._std)
-            more.masked_fill_((table == 0).all(dim=1, keepdim=True), 0.0)  # padding
-            self.tables[str(width)] = Table(torch.cat([table, more], dim=1), old.sparse)
+            if self._std is None:
+                wider = table.new_empty(len(table), table.shape[1] + self.spec.extra_width)
+            else:
+                more = table.new_empty(len(table), self.spec.extra_width).normal_(0.0, self._std)
+                more.masked_fill_((table == 0).all(dim=1, keepdim=True), 0.0)  # padding
+                wider = torch.cat([table, more], dim=1)
+            self.tables[str(width)] = Table(wider, old.sparse)
 
     def forward(self, batch: Batch) -> Features:
         """Look everything up. Features.flat() is (rows, spec.width)."""
@@ -138,8 +143,11 @@ class Embedding(nn.Module):
         return table
 
 
-def _drawn(rows: int, width: int, layout: Layout, std: float) -> Tensor:
-    table = torch.empty(rows, width).normal_(0.0, std)
+def _drawn(rows: int, width: int, layout: Layout, std: float | None) -> Tensor:
+    table = torch.empty(rows, width)
+    if std is None:
+        return table
+    table.normal_(0.0, std)
     for slot in layout.slots.values():
         if slot.width == width:
             table[slot.offset] = 0.0

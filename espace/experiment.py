@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -516,6 +518,7 @@ class _Training:
         self.gpu = gpu_of(trainer)
         if trainer.is_global_zero and not resume:
             write_start(self.folder, config, self.prepared.encoder)
+        pa.default_memory_pool().release_unused()  # training reads less at a time than what came before
         self.report.start(config, self.model, self.folder, trainer.precision)
         with _lightning_quiet(), _alone_again(), interrupts:
             self._fit(trainer, monitored, folder / "last.ckpt" if resume else None)
@@ -573,6 +576,8 @@ class _Training:
 
     def finish(self) -> Run:
         """Evaluate the best weights where the run trained, write results and pictures, print the tables."""
+        del self.model  # and, with the trainer, the state of the optimiser: it is large
+        gc.collect()
         run = load(self.folder)
         results: dict[str, float] = {}
         curves = {}

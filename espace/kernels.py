@@ -1,8 +1,9 @@
 """The sparse half of Adam as one pass over the rows looked up, compiled by numba on first use and kept on disk.
 
-A thread owns the rows whose number is its own modulo the number of threads: no row is written by two, and the look-ups of a
+Rows go to threads in blocks, in turn: no row is written by two threads, nor a line of memory by many, and the look-ups of a
 row are summed in the order they were made, so the result does not depend on the threads. A mark for every row of the table
-says where its sum stands; it is cleared behind each step, so a step costs what it looks up, whatever the table's size.
+says where its sum stands; it is cleared behind each step, so a step costs what it looks up, whatever the table's size. Rows
+lie far apart, and waiting for memory is most of the cost: each loop asks for the rows that it will need a little later.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from numba import njit, prange
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +26,8 @@ from espace.missed import Missed
 
 _FEW = 4_096  # look-ups that are not worth a second thread
 _MOST_THREADS: int = vars(numba.config)["NUMBA_NUM_THREADS"]
+_BLOCK = 6  # 2**6 rows next to each other belong to one thread
+_AHEAD = 16  # rows from the one in hand to the one that memory is asked for
 
 
 class RowAdam:
@@ -36,26 +43,31 @@ class RowAdam:
         seen = state["seen"].numpy() if "seen" in state else np.empty(0, np.int32)
         self._tensors = table.detach().numpy(), state["exp_avg"].numpy(), state["exp_avg_sq"].numpy(), seen
         self._mark = np.zeros(len(table), np.int32)
-        self._found, self._sums = np.empty((0, 0), np.int64), np.empty((0, 0, 0), np.float32)
+        self._found, self._lasts = np.empty((0, 0), np.int64), np.empty((0, 0), np.int32)
+        self._sums = np.empty((0, 0, 0), np.float32)
 
     def step(self, grad: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
         """Step number `step`, (), on the rows of a sparse gradient, summed or not."""
         rows, grads = grad._indices()[0], grad._values().contiguous()
-        threads, (n, width) = _threads(len(rows)), grads.shape
-        if self._found.shape[0] < threads or self._found.shape[1] < n:
-            self._found, self._sums = np.empty((threads, n), np.int64), np.empty((threads, n, width), np.float32)
+        threads = self._threads_for(len(rows))
+        if self._sums.shape[:2] != self._found.shape:
+            self._sums = np.empty((*self._found.shape, grads.shape[1]), np.float32)
         gradient, room = (rows.numpy(), grads.numpy()), (self._mark, self._found, self._sums)
         _run(threads, _step, _step_in_threads, self._tensors, gradient, room, _numbers(options), int(step))
 
     def catch_up(self, rows: Tensor, missed: Missed, options: Mapping[str, Any]) -> None:
         """Bring `rows`, (n,), through all steps that they have missed."""
+        threads, room = self._threads_for(len(rows)), (self._found, self._lasts)
         steps = missed.sizes, missed.roots, missed.rules, missed.fades, missed.window, missed.step
-        given = rows.numpy(), steps, _numbers(options)
-        _run(_threads(len(rows)), _catch_up, _catch_up_in_threads, self._tensors, *given)
+        _run(threads, _catch_up, _catch_up_in_threads, self._tensors, rows.numpy(), room, steps, _numbers(options))
 
-
-def _threads(look_ups: int) -> int:
-    return 1 if look_ups < _FEW else min(torch.get_num_threads(), _MOST_THREADS)
+    def _threads_for(self, look_ups: int) -> int:
+        """How many threads are worth having, a power of two; there is room for each."""
+        most = min(torch.get_num_threads(), _MOST_THREADS) if look_ups >= _FEW else 1
+        threads = 1 << most.bit_length() - 1
+        if self._found.shape[0] < threads or self._found.shape[1] < look_ups:
+            self._found, self._lasts = (np.empty((threads, look_ups), kind) for kind in (np.int64, np.int32))
+        return threads
 
 
 def _run(threads: int, alone: Callable[..., None], together: Callable[..., None], *given: Any) -> None:
@@ -91,6 +103,39 @@ def _corrections(numbers: Any, step: int) -> Any:
     return np.float32(numbers[0] / (1.0 - numbers[1] ** step)), np.float32(np.sqrt(1.0 - numbers[2] ** step))
 
 
+def _request(context: Any, array: Any, row: Any) -> Any:
+    """Let memory bring the first and the last number of a row, to be written: a hint, without an effect."""
+
+    def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kind, (_, number) = signature.args[0], given
+        int32, int64, pointer = ir.IntType(32), ir.IntType(64), cgutils.voidptr_t
+        made: Any = make_array  # numba has no types
+        there = made(kind)(target, builder, given[0])
+        stride = builder.extract_value(there.strides, 0)
+        start = builder.add(builder.ptrtoint(there.data, int64), builder.mul(builder.sext(number, int64), stride))
+        last = builder.add(start, builder.sub(stride, int64(kind.dtype.bitwidth // 8)))
+        hint = ir.FunctionType(ir.VoidType(), [pointer, int32, int32, int32])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], hint)
+        for place in (start, last) if kind.ndim > 1 else (start,):
+            builder.call(prefetch, [builder.inttoptr(place, pointer), int32(1), int32(3), int32(1)])
+        return target.get_dummy_value()
+
+    return types.void(array, row), generate
+
+
+_ask_for: Any = intrinsic(_request)
+
+
+@njit(error_model="numpy", cache=True)
+def _own(rows: Any, thread: int, threads: int, found: Any) -> int:
+    """Write down the positions of the look-ups that are this thread's; returns how many."""
+    count = 0
+    for i in range(len(rows)):
+        found[count] = i
+        count += ((rows[i] >> _BLOCK) & (threads - 1)) == thread
+    return count
+
+
 @njit(error_model="numpy", cache=True)
 def _step(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, thread: int, threads: int) -> None:
     table, first, second, seen = tensors
@@ -98,10 +143,11 @@ def _step(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, threa
     mark, founds, sums_of = room
     found, sums, count = founds[thread], sums_of[thread], 0
     size, root = _corrections(numbers, step)
-    for i in range(len(rows)):
+    own = _own(rows, thread, threads, found)
+    for j in range(own):  # from here on `found` has rows, behind the positions that are still to come
+        _ask_for(mark, rows[found[min(j + _AHEAD, own - 1)]])
+        i = found[j]
         row = rows[i]
-        if row % threads != thread:
-            continue
         place = mark[row]
         if place == 0:
             found[count] = row
@@ -113,7 +159,10 @@ def _step(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, threa
             for k in range(grads.shape[1]):
                 sums[place - 1, k] += grads[i, k]
     for place in range(count):
-        row = found[place]
+        ahead, row = found[min(place + _AHEAD, count - 1)], found[place]
+        _ask_for(table, ahead)
+        _ask_for(first, ahead)
+        _ask_for(second, ahead)
         mark[row] = 0
         _row_step(table, first, second, row, sums[place], numbers, size, root)
         if len(seen):
@@ -121,15 +170,23 @@ def _step(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, threa
 
 
 @njit(error_model="numpy", cache=True)
-def _catch_up(tensors: Any, rows: Any, steps: Any, numbers: Any, thread: int, threads: int) -> None:
+def _catch_up(tensors: Any, rows: Any, room: Any, steps: Any, numbers: Any, thread: int, threads: int) -> None:
     table, first, second, seen = tensors
+    found, lasts, count = room[0][thread], room[1][thread], 0
     rules, fades, step, eps = steps[2], steps[3], steps[5], np.float32(numbers[3])
-    for row in rows:
-        if row % threads != thread or seen[row] == step:
-            continue
-        last, gap = seen[row], step - seen[row]
+    own = _own(rows, thread, threads, found)
+    for j in range(own):
+        _ask_for(seen, rows[found[min(j + _AHEAD, own - 1)]])
+        row = rows[found[j]]
+        found[count], lasts[count] = row, seen[row]
+        count += seen[row] != step
         seen[row] = step
-        rule = rules[last]
+    for place in range(count):
+        ahead, row, last = found[min(place + _AHEAD, count - 1)], found[place], lasts[place]
+        _ask_for(table, ahead)
+        _ask_for(first, ahead)
+        _ask_for(second, ahead)
+        rule, gap = rules[last], step - last
         if rule[0] < 0:
             _sum(table[row], first[row], second[row], last, gap, steps, numbers)
         else:
@@ -167,6 +224,6 @@ def _step_in_threads(tensors: Any, gradient: Any, room: Any, numbers: Any, step:
 
 
 @njit(parallel=True, error_model="numpy", cache=True)
-def _catch_up_in_threads(tensors: Any, rows: Any, steps: Any, numbers: Any, threads: int) -> None:
+def _catch_up_in_threads(tensors: Any, rows: Any, room: Any, steps: Any, numbers: Any, threads: int) -> None:
     for thread in prange(threads):
-        _catch_up(tensors, rows, steps, numbers, thread, threads)
+        _catch_up(tensors, rows, room, steps, numbers, thread, threads)

@@ -119,12 +119,17 @@ class Run:
         return [*self.encoder.columns(labels=False), *(c for score in self.scores.values() for c in score.columns)]
 
     def _predict(self, table: pa.Table, where: str) -> pa.Table:
-        """Some rows at a time, so that memory is bounded."""
-        size = rows_at_once(self.config)
-        starts = range(0, max(table.num_rows, 1), size)
-        return pa.concat_tables([self._predict_part(table.slice(at, size), where, at) for at in starts])
+        """Some rows at a time, so that memory is bounded; room for all results is made at the start, since small arrays that
+        stay would break up the memory between large ones that go."""
+        size, found = rows_at_once(self.config), dict[str, Numbers]()
+        for at in range(0, max(table.num_rows, 1), size):
+            for name, values in self._predict_part(table.slice(at, size), where, at).items():
+                found.setdefault(name, np.empty(table.num_rows))[at : at + size] = values
+        scores = {f"score_{name}" for name in self.scores}
+        return pa.table({n: pa.array(v, mask=np.isnan(v)) if n in scores else v for n, v in found.items()})
 
-    def _predict_part(self, table: pa.Table, where: str, first: int) -> pa.Table:
+    def _predict_part(self, table: pa.Table, where: str, first: int) -> dict[str, Numbers]:
+        """Every column, a score NaN where it is not known."""
         p = self.forward(self.encoder.encode(table, where, labels=False, first=first))
         addresses = self.model.chain.addresses
         columns = {f"p_{n}": p.log_prob(*address).double().exp().numpy() for n, address in addresses.items()}
@@ -136,18 +141,15 @@ class Run:
                 raise NonFiniteError(
                     f"{where}, row {row}: {name} is not finite. Look for huge numbers among its features."
                 )
-        return pa.table(columns | self._scored(columns, table, where, first))
+        return columns | self._scored(columns, table, where, first)
 
-    def _scored(self, predicted: Mapping[str, Numbers], table: pa.Table, where: str, first: int) -> dict[str, pa.Array]:
-        """`{score_<name>: its values}`, null where a column that decides one is missing."""
+    def _scored(self, predicted: Mapping[str, Numbers], table: pa.Table, where: str, first: int) -> dict[str, Numbers]:
+        """`{score_<name>: its values}`, NaN where a column that decides one is missing."""
         get, mend = Columns(table, where, np.arange(first, first + table.num_rows)), "Mend the column, or the score."
         names, wanted = predictions(self.model.chain), {read for score in self.scores.values() for read in score.reads}
         given = {r: get.numbers(r.name, mend) if r.column else predicted[names[r.name]] for r in wanted}
-        found = {}
-        for name, score in self.scores.items():
-            values = score.values(given, table.num_rows, f"score_{name}", where, first)
-            found[f"score_{name}"] = pa.array(values, mask=np.isnan(values))
-        return found
+        scores = self.scores.items()
+        return {f"score_{n}": s.values(given, table.num_rows, f"score_{n}", where, first) for n, s in scores}
 
     def predict_file(self, reader: Reader, out: Path, keep: Sequence[str] | None = None) -> Iterator[int]:
         """Stream predictions of all rows of `reader` to a Parquet file, in their order, beside the columns in `keep` (None:
@@ -241,12 +243,12 @@ def load(path: str | Path, checkpoint: str = "best", plugins: Sequence[str] = ()
     config = Config.from_dict(values, registry)
     tables, numbers = learnt_from_state(_arrays(artefact["encoder"]))
     encoder = build_encoder(config, tables, numbers)
-    model = build_model(config, registry, encoder.layout)
+    model = build_model(config, registry, encoder.layout, drawn=False)
     weighting = build_weighting(config, registry, build_objective(config, registry))
     try:
         for prefix, module in (("model.", model), ("weighting.", weighting)):
             weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-            module.load_state_dict(weights)
+            module.load_state_dict(weights, assign=True)
         settle([*model.parameters()], next(iter(content.get("optimizer_states", [])), {}))
     except RuntimeError as error:
         raise RunError(
