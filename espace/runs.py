@@ -248,7 +248,7 @@ def load(path: str | Path, checkpoint: str = "best", plugins: Sequence[str] = ()
     try:
         for prefix, module in (("model.", model), ("weighting.", weighting)):
             weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-            module.load_state_dict(weights, assign=True)
+            module.load_state_dict(weights)
         settle([*model.parameters()], next(iter(content.get("optimizer_states", [])), {}))
     except RuntimeError as error:
         raise RunError(
