@@ -186,9 +186,12 @@ class Stream:
         while windows and skip >= (rows := sum(self.plan.counts[p] for p in windows[0].pieces)):
             skip -= rows
             windows.pop(0)
-        for window, data in zip(windows, self._read(windows), strict=True):
+        loaded = iter(self._read(windows))
+        for window in windows:
+            data = next(loaded)
             self._check_rows(window, data)
             yield _Read(data, torch.from_numpy(self.plan.order(window)[skip:]))
+            del data  # it makes room for the next one
             skip = 0
 
     def _global_batches(self, windows: Iterable[_Read]) -> Iterator[Batch]:
@@ -196,6 +199,7 @@ class Stream:
         rest: Batch | None = None  # rows of the window before that did not fill a batch
         for window in windows:
             data, order, begin = window.rows, window.order, 0
+            del window
             if rest is not None:
                 begin = size - len(rest)
                 rest = Batch.cat([rest, data.take(order[:begin])])
@@ -206,6 +210,7 @@ class Stream:
             for at in range(begin, end, size):
                 yield data.take(order[at : at + size])
             rest = data.take(order[end:]) if end < len(order) else None
+            del data
         if rest is not None:
             yield rest
 
