@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -51,7 +50,7 @@ from espace.data.readers import Reader
 from espace.data.scan import Scan, Task, scan_other, scan_training
 from espace.data.split import Between, HeldOut, Part, Sampled
 from espace.data.stream import Plan, Scoring, Stream
-from espace.data.table import Problems
+from espace.data.table import Problems, release_memory
 from espace.errors import ConfigError, DataError, NonFiniteError, RunError, did_you_mean
 from espace.evaluation import Judge, TermMeans
 from espace.model import Model
@@ -518,7 +517,7 @@ class _Training:
         self.gpu = gpu_of(trainer)
         if trainer.is_global_zero and not resume:
             write_start(self.folder, config, self.prepared.encoder)
-        pa.default_memory_pool().release_unused()  # training reads less at a time than what came before
+        release_memory()  # training reads less at a time than what came before
         self.report.start(config, self.model, self.folder, trainer.precision)
         with _lightning_quiet(), _alone_again(), interrupts:
             self._fit(trainer, monitored, folder / "last.ckpt" if resume else None)

@@ -28,6 +28,7 @@ from espace.missed import Missed
 
 _FUSED_DEVICES = ("cpu", "cuda")
 _BLOCK_FLOATS = 2**15  # of a table at a time on a CPU, so that they, their gradient and both moments stay in its cache
+_SETTLED = 2**18  # rows at a time, so that the room they need does not grow with the table
 _RADIX_KEYS = 2**15  # from so many on torch sorts by radix on a CPU; numpy does 16-bit keys always, 4 times as fast
 
 
@@ -102,7 +103,8 @@ class LazyAdam(torch.optim.Optimizer):
     def settle(self) -> None:
         """Let all rows of all tables make the steps they have missed: a pass over whole tables, for whoever reads them."""
         for table, missed in self._missed.items():
-            self.catch_up(table, torch.arange(len(table), device=table.device))
+            for first in range(0, len(table), _SETTLED):
+                self.catch_up(table, torch.arange(first, min(first + _SETTLED, len(table)), device=table.device))
             missed.settled = missed.step
 
     def state_dict(self) -> dict[str, Any]:

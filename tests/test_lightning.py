@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import random
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from espace.callbacks import _is_finite
 from espace.checkpoint import read_checkpoint
 from espace.errors import ConfigError, NonFiniteError, RunError
 from espace.experiment import Experiment, _Training, prepare
@@ -274,6 +276,15 @@ def test_exact_tables_train_to_the_weights_of_dense_ones(shop):
         )
     values = {tables: [value for *_, value in lines(run)] for tables, run in runs.items()}
     assert values["exact"] == pytest.approx(values["dense"], rel=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int64])
+@pytest.mark.parametrize("numbers", [[], [1], [-2, 3], [1, torch.inf], [-torch.inf, 1], [1, torch.nan, 2]])
+def test_weights_are_finite_when_every_one_is(kind, numbers):
+    if kind == torch.int64 and not all(map(math.isfinite, numbers)):
+        return
+    weights = torch.tensor(numbers).to(kind)
+    assert _is_finite(weights) == bool(torch.isfinite(weights).all())
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16-mixed", 0.01), ("64-true", 1e-4)])

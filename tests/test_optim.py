@@ -10,6 +10,7 @@ import importlib
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -160,6 +161,20 @@ def test_the_number_of_threads_changes_no_bit(rows_moved_by, count):
     assert all(torch.equal(results[0], r) for r in results)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 4, 16])
+def test_every_look_up_belongs_to_one_thread_and_neighbours_to_the_same(threads):
+    kernels = pytest.importorskip("espace.kernels")
+    rows, owner = np.random.default_rng(0).integers(0, 5_000, 3_000), np.full(3_000, -1)
+    for thread in range(threads):
+        found = np.empty(len(rows), np.int64)
+        own = found[: kernels._own(rows, thread, threads, found)]
+        assert (np.diff(own) > 0).all(), "in the order in which they were made"
+        assert (owner[own] == -1).all()
+        owner[own] = thread
+    assert set(owner) == set(range(threads))
+    assert all(len(set(owner[rows // 64 == block])) == 1 for block in set(rows // 64))
+
+
 @pytest.mark.parametrize("count", [0, 1, 30, 5_000])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_the_way_of_a_gpu_which_never_asks_how_many_rows_there_are_moves_them_alike(monkeypatch, count, weight_decay):
@@ -261,6 +276,21 @@ def test_exact_goes_on_from_a_saved_state_with_the_same_bits(rows_moved_by, step
         run_exact(optimizer, table, made[steps:])
         optimizer.settle()
     assert torch.equal(bits(tables[0]), bits(tables[1]))
+
+
+@pytest.mark.parametrize("at_once", [1, 5, ROWS, ROWS + 1])
+def test_a_table_settles_in_pieces_of_any_size_to_the_same_bits(monkeypatch, at_once):
+    found = []
+    for size in (optim._SETTLED, at_once):
+        monkeypatch.setattr(optim, "_SETTLED", size)
+        table = table_of(dtype=torch.float32)
+        optimizer = LazyAdam([table], exact=True)
+        for rows, values in look_ups(9, 4, dtype=torch.float32):
+            optimizer.catch_up(table, rows)
+            run(optimizer, table, [(rows, values)])
+        optimizer.settle()
+        found.append(bits(table))
+    assert torch.equal(*found)
 
 
 def test_tables_of_a_saved_state_are_settled_as_the_optimiser_would():

@@ -35,6 +35,11 @@ def as_numbers(values: pa.Array) -> NDArray[np.float64]:
     return numbers
 
 
+def release_memory() -> None:
+    """Give back to the system what was read and is no longer needed; Arrow would keep it for its next columns."""
+    pa.default_memory_pool().release_unused()
+
+
 class Problems:
     """DataErrors met on the way, to be raised as one."""
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+import espace.data.stream as stream_module
 from espace.batch import Batch
 from espace.chain import Chain
 from espace.data.columns import Id, Number, Sequence
@@ -86,6 +88,21 @@ def test_a_row_keeps_its_columns_together():
         assert torch.equal(batch.lists["history"].lengths, rows % 5)
         known = batch.ids[:, 0] >= 3
         assert torch.equal(batch.ids[:, 0].long()[known] - 3, (rows % 97)[known])
+
+
+@pytest.mark.parametrize("batch_size", [7, 64, 300])
+def test_a_window_is_gone_when_the_next_one_is_read(monkeypatch, batch_size):
+    read, earlier = stream_module._Windows.__getitem__, []
+
+    def noted(windows, number):
+        assert all(window() is None for window in earlier)
+        batch = read(windows, number)
+        earlier.append(weakref.ref(batch))
+        return batch
+
+    monkeypatch.setattr(stream_module._Windows, "__getitem__", noted)
+    assert sorted(rows_in(stream(batch_size))) == list(range(ROWS))
+    assert len(earlier) > 1
 
 
 def test_epochs_and_seeds_differ_and_the_same_ones_agree():
