@@ -104,7 +104,7 @@ def _corrections(numbers: Any, step: int) -> Any:
 
 
 def _request(context: Any, array: Any, row: Any) -> Any:
-    """Let memory bring the first and the last number of a row, to be written: a hint, without an effect."""
+    """Let memory bring the first and the last number of a row of `array`, (rows,) or (rows, width): a hint, without an effect."""
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         kind, (_, number) = signature.args[0], given
@@ -128,7 +128,7 @@ _ask_for: Any = intrinsic(_request)
 
 @njit(error_model="numpy", cache=True)
 def _own(rows: Any, thread: int, threads: int, found: Any) -> int:
-    """Write down the positions of the look-ups that are this thread's; returns how many."""
+    """Write the positions of this thread's look-ups among `rows`, (n,), into `found`, (n,); returns how many there are."""
     count = 0
     for i in range(len(rows)):
         found[count] = i

@@ -129,7 +129,7 @@ class Run:
         return pa.table({n: pa.array(v, mask=np.isnan(v)) if n in scores else v for n, v in found.items()})
 
     def _predict_part(self, table: pa.Table, where: str, first: int) -> dict[str, Numbers]:
-        """Every column, a score NaN where it is not known."""
+        """`{column: its values, (rows,) float64}`, a score NaN where it is not known."""
         p = self.forward(self.encoder.encode(table, where, labels=False, first=first))
         addresses = self.model.chain.addresses
         columns = {f"p_{n}": p.log_prob(*address).double().exp().numpy() for n, address in addresses.items()}
@@ -144,7 +144,7 @@ class Run:
         return columns | self._scored(columns, table, where, first)
 
     def _scored(self, predicted: Mapping[str, Numbers], table: pa.Table, where: str, first: int) -> dict[str, Numbers]:
-        """`{score_<name>: its values}`, NaN where a column that decides one is missing."""
+        """`{score_<name>: its values, (rows,) float64}`, NaN where a column that decides one is missing."""
         get, mend = Columns(table, where, np.arange(first, first + table.num_rows)), "Mend the column, or the score."
         names, wanted = predictions(self.model.chain), {read for score in self.scores.values() for read in score.reads}
         given = {r: get.numbers(r.name, mend) if r.column else predicted[names[r.name]] for r in wanted}
