@@ -46,11 +46,19 @@ _NORMS = {"batch": _BatchNorm, "layer": nn.LayerNorm}
 
 
 class Linear(nn.Linear):
-    """A linear layer, (batch, in_features) to (batch, out_features), that under autocast on a GPU keeps its matrix units busy.
+    """A linear layer, (batch, in_features) to (batch, out_features), that keeps cores and matrix units busy.
 
-    They want widths that are multiples of 8, so the input is padded while it is rounded, once for all layers that see it. And
-    the gradient of the bias is a product with ones, several times as fast as a sum over the batch.
+    The weights lie in memory column by column, and so does their gradient: on a CPU it is then the product x^T g, which is
+    several per cent faster than g^T x where the input is wider than the output.
+
+    Under autocast on a GPU matrix units want widths that are multiples of 8, so the input is padded while it is rounded, once
+    for all layers that see it. And the gradient of the bias is a product with ones, several times as fast as a sum over the
+    batch.
     """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.weight = nn.Parameter(self.weight.detach().T.contiguous().T)
 
     def forward(self, input: Tensor) -> Tensor:
         """(batch, out_features)."""
@@ -97,7 +105,7 @@ class _Round(torch.autograd.Function):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        w = _padded(weight, x.shape[1], x.dtype)
+        w = _padded(weight, x.shape[1], x.dtype).contiguous()
         ctx.save_for_backward(x, w)
         ctx.width, ctx.kinds = weight.shape[1], (weight.dtype, None if bias is None else bias.dtype)
         return x @ w.T if bias is None else torch.addmm(bias.to(x.dtype), x, w.T)
@@ -107,7 +115,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, w), (of_weights, of_biases), grad = ctx.saved_tensors, ctx.kinds, grad.contiguous()
         of_x = grad @ w if ctx.needs_input_grad[0] else None
-        of_weight = (grad.T @ x)[:, : ctx.width].to(of_weights)
+        of_weight = (x.T @ grad).T[:, : ctx.width].to(of_weights)
         of_bias = None if of_biases is None else (grad.new_ones(_MULTIPLE, len(grad)) @ grad)[0].to(of_biases)
         return of_x, of_weight, of_bias
 

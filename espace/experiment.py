@@ -53,6 +53,7 @@ from espace.data.stream import Plan, Scoring, Stream
 from espace.data.table import Problems, release_memory
 from espace.errors import ConfigError, DataError, NonFiniteError, RunError, did_you_mean
 from espace.evaluation import Judge, TermMeans
+from espace.memory import keep_freed
 from espace.model import Model
 from espace.plugins import Registry
 from espace.precision import default_precision
@@ -518,6 +519,7 @@ class _Training:
         if trainer.is_global_zero and not resume:
             write_start(self.folder, config, self.prepared.encoder)
         release_memory()  # training reads less at a time than what came before
+        keep_freed()
         self.report.start(config, self.model, self.folder, trainer.precision)
         with _lightning_quiet(), _alone_again(), interrupts:
             self._fit(trainer, monitored, folder / "last.ckpt" if resume else None)

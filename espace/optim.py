@@ -117,6 +117,9 @@ class LazyAdam(torch.optim.Optimizer):
         """Go on from `state_dict`, with the same bits."""
         super().load_state_dict(state_dict)
         params = [p for group in self.param_groups for p in group["params"]]
+        for p in params:
+            state = self.state.get(p, {})
+            state.update({name: _laid_out(t, p) for name, t in state.items() if t.shape == p.shape})
         for i, state in state_dict.get("missed", {}).items():
             self._missed[params[i]].load(state)
 
@@ -144,7 +147,8 @@ class LazyAdam(torch.optim.Optimizer):
         tables = [p for p in group["params"] if p.grad is not None and p.grad.is_sparse]
         with _beside(dense) if tables else nullcontext():
             if dense:
-                _adam(dense, [p.grad for p in dense], [self._state_of(p) for p in dense], group)
+                grads = [_laid_out(p.grad, p) for p in dense if p.grad is not None]
+                _adam(dense, grads, [self._state_of(p) for p in dense], group)
         for table in tables:
             self._step_rows(table, _options(group))
         if dense and dense[0].is_cuda:
@@ -249,10 +253,10 @@ def _adam(
 ) -> None:
     """One step of torch's Adam, in place; counts the step."""
     adam(
-        params,
-        grads,
-        [s["exp_avg"] for s in states],
-        [s["exp_avg_sq"] for s in states],
+        _by_memory(params),
+        _by_memory(grads),
+        _by_memory(s["exp_avg"] for s in states),
+        _by_memory(s["exp_avg_sq"] for s in states),
         [],
         [s["step"] for s in states],
         fused=all(p.device.type in _FUSED_DEVICES for p in params),
@@ -264,6 +268,16 @@ def _adam(
         eps=options["eps"],
         maximize=False,
     )
+
+
+def _by_memory(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Matrices that lie by columns turned, so that torch's fused kernel does not copy them."""
+    return [t.T if t.dim() == 2 and not t.is_contiguous() else t for t in tensors]
+
+
+def _laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """The same numbers with the strides of `like`, on which torch's fused kernels rely and which they do not check."""
+    return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
 class _TorchRows:

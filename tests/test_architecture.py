@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "espace"
 LAYERS = [  # a module imports only what stands above it
-    "errors chain hookspecs precision pieces",
+    "errors chain hookspecs precision pieces memory",
     "batch features probability blocks scores spaces",
     "data.readers data.cache data.schemas data.convert data.files data.formats",
     "data data.raw",

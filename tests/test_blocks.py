@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -79,6 +81,20 @@ def test_batch_norm_trains_on_a_batch_of_one_row_or_none(rows):
     out.sum().backward()
     assert torch.isfinite(out).all()
     assert all(p.grad is not None for p in stack.parameters())
+
+
+def test_a_layer_is_torchs_and_its_weights_and_their_gradient_lie_by_columns():
+    """Loading, copying and a step leave them so; a copy of the gradient would cost what the order gains."""
+    ours, x = espace.dense(9, [5, 3]), torch.randn(7, 9)
+    theirs = nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 3), nn.ReLU())
+    ours.load_state_dict(theirs.state_dict())
+    ours = copy.deepcopy(ours)
+    torch.testing.assert_close(ours(x), theirs(x))
+    for stack in (ours, theirs):
+        stack(x).square().sum().backward()
+    for mine, plain in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, plain.grad)
+        assert mine.dim() == 1 or mine.stride() == mine.grad.stride() == (1, len(mine))
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 23, 414])

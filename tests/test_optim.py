@@ -530,6 +530,33 @@ def test_dense_parameters_move_as_under_torchs_adam(dtype, weight_decay):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("of_param", [False, True])
+@pytest.mark.parametrize("of_grad", [False, True])
+@pytest.mark.parametrize("of_state", [False, True])
+def test_how_numbers_lie_in_memory_changes_nothing_but_rounding(of_param, of_grad, of_state):
+    """By columns or by rows: torch's fused kernel goes through memory whatever the strides."""
+
+    def laid(x, by_columns):
+        return x.T.contiguous().T if by_columns else x
+
+    def train(of_param, of_grad, of_state):
+        p = nn.Parameter(laid(table_of(dtype=torch.float32).detach(), of_param))
+        optimizer = LazyAdam([p], lr=0.1)
+        grads = torch.randn(6, ROWS, WIDTH, generator=torch.Generator().manual_seed(5))
+        for step, grad in enumerate(grads):
+            if step == 3:
+                saved = copy.deepcopy(optimizer.state_dict())
+                moments = saved["state"][0]
+                saved["state"][0] = {n: laid(x, of_state) if x.dim() == 2 else x for n, x in moments.items()}
+                optimizer = LazyAdam([p], lr=0.1)
+                optimizer.load_state_dict(saved)
+            p.grad = laid(grad, of_grad)
+            optimizer.step()
+        return p.detach()
+
+    torch.testing.assert_close(train(of_param, of_grad, of_state), train(False, False, False), rtol=1e-5, atol=1e-6)
+
+
 def test_dense_and_sparse_parameters_share_a_group():
     model = two_towers().double()
     table, *dense = model.parameters()

@@ -123,20 +123,18 @@ class Vocabulary:
     def _look_up(self, numbers: NDArray[np.int64]) -> NDArray[np.int32]:
         low, high, dense, ordered, order = self._index
         if dense is not None:
-            inside = (numbers >= low) & (numbers <= high)
-            found: NDArray[np.int32] = dense[np.where(inside, numbers, low) - low]
-            found[~inside] = UNKNOWN
-            return found
+            return dense.take(numbers.clip(low, high) - low)
         place = np.minimum(np.searchsorted(ordered, numbers), max(len(ordered) - 1, 0))
         return np.where(ordered[place] == numbers, order[place], UNKNOWN).astype(np.int32)
 
     @cached_property
     def _index(self) -> tuple[int, int, NDArray[np.int32] | None, NDArray[np.int64], NDArray[np.int32]]:
-        """A dense table over the range of the values where that is small, else the values in order."""
+        """A dense table over the range of the values and a number on either side of it, where that is small, else the values in
+        order."""
         numbers = self.values.to_numpy() if len(self.values) else np.zeros(1, np.int64)
         rows = np.arange(FIRST, FIRST + len(numbers), dtype=np.int32) if len(self.values) else np.ones(1, np.int32)
-        low, high = int(numbers.min()), int(numbers.max())
-        if high - low < max(8 * len(numbers), 1 << 20):
+        low, high, whole = int(numbers.min()) - 1, int(numbers.max()) + 1, np.iinfo(np.int64)
+        if high - low < max(8 * len(numbers), 1 << 20) and whole.min <= low and high <= whole.max:
             dense = np.full(high - low + 1, UNKNOWN, np.int32)
             dense[numbers - low] = rows
             return low, high, dense, numbers[:0], rows[:0]

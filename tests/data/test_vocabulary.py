@@ -104,6 +104,15 @@ def test_the_dense_and_the_sorted_look_up_agree():
     assert np.array_equal(dense.encode(pa.array(asked)) > 1, ordered.encode(pa.array(asked * 2**40)) > 1)
 
 
+@pytest.mark.parametrize("known", [[5], [-5, 0, 7], [-(2**63), -(2**63) + 3], [2**63 - 1, 2**63 - 4], []])
+def test_only_what_is_known_is_found_at_both_ends_of_what_is_known(known):
+    vocabulary = learnt(pa.array(known, pa.int64()))
+    near = {v + d for v in [*known, 0, -(2**63), 2**63 - 1] for d in (-2, -1, 0, 1, 2)}
+    asked = sorted(v for v in near if -(2**63) <= v < 2**63)
+    rows = vocabulary.encode(pa.array(asked, pa.int64()))
+    assert [v for v, row in zip(asked, rows, strict=True) if row != UNKNOWN] == sorted(known)
+
+
 def test_the_hash_is_xxh64_of_salt_and_text():
     """Test vectors for other languages: 3 + xxh64(salt, 0x00, text; seed 0) mod buckets."""
     assert hash_rows(pa.array(["a", None, "b", "a"]), "item", 1000).tolist() == VECTORS
