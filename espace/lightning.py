@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from espace.batch import Batch
 from espace.checkpoint import read_checkpoint, write_checkpoint
+from espace.config import Config
+from espace.config.validate import did_you_mean_or_home
 from espace.embedding import Table
-from espace.errors import ConfigError, NonFiniteError, did_you_mean
+from espace.errors import ConfigError, NonFiniteError
 from espace.evaluation import Judge, Objective, Terms, Utilisation, check_finite
 from espace.graphs import Graphed
 from espace.model import Model
@@ -311,7 +313,8 @@ def trainer_problems(options: Mapping[str, Any]) -> list[str]:
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", *_OURS}
     found = [f"trainer.{k}: espace sets it; {_OURS[k]}." for k in options if k in _OURS]
     unknown = [k for k in options if k not in known and k not in _OURS]
-    found += [f"trainer: Lightning's Trainer has no option '{k}'.{did_you_mean(k, known)}" for k in unknown]
+    hints = {k: did_you_mean_or_home(k, known, Config) for k in unknown}
+    found += [f"trainer: Lightning's Trainer has no option '{k}'.{hint}" for k, hint in hints.items()]
     if options.get("gradient_clip_algorithm") not in (None, "norm"):
         found.append(
             "trainer.gradient_clip_algorithm: only 'norm' is possible, over dense and sparse gradients together."

@@ -457,6 +457,24 @@ class TestConfig:
             "override 'seed': it is not of the form",
         )
 
+    def test_a_key_of_another_part_is_sent_there(self, shop):
+        said = shop.espace("check", shop.yaml(lr=0.1, type="x", optimizer={"batch_size": 3, "seed": 1, "lrr": 1}))
+        refused(
+            said,
+            "lr: there is no such key. It belongs to optimizer.",
+            "type: there is no such key. Known: chain,",
+            "optimizer.batch_size: there is no such key. It belongs to data.",
+            "optimizer.seed: there is no such key. It belongs to the top level.",
+            "optimizer.lrr: there is no such key. Did you mean 'lr'?",
+        )
+        said = shop.espace("check", shop.yaml(trainer={"tables": "lazy", "patience": 3, "foo": 1}))
+        refused(
+            said,
+            "trainer: Lightning's Trainer has no option 'tables'. It belongs to optimizer.",
+            "trainer: Lightning's Trainer has no option 'patience'. It belongs to the top level.",
+            "trainer: Lightning's Trainer has no option 'foo'. Known: accelerator,",
+        )
+
     def test_a_monitor_that_is_misspelt_and_wrong_trainer_options_are_told_at_once(self, shop):
         trainer = {"max_epoch": 1, "logger": True, "max_epochs": "many", "devices": 1.5, "precision": "17"}
         refused(

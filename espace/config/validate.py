@@ -46,6 +46,7 @@ _LIMITS = {
     annotated_types.MinLen: ("min_length", "with a length of at least"),
     annotated_types.MaxLen: ("max_length", "with a length of at most"),
 }
+_OF_ANY_PART = {"type", "options"}
 _BOOLEAN_WORDS = frozenset({"on", "off", "yes", "no"})
 
 
@@ -102,6 +103,21 @@ def hints_of(model: type[BaseModel]) -> dict[str, Any]:
     return {field.alias or name: hints[name] for name, field in model.model_fields.items()}
 
 
+def did_you_mean_or_home(name: str, known: Iterable[str], model: type[BaseModel]) -> str:
+    """` Did you mean 'x'?` when something close is known; else ` It belongs to optimizer.` where a part of `model` has that key;
+    else the list of what is known."""
+    hint = did_you_mean(name, known)
+    inner = {key: _bare(annotation) for key, annotation in hints_of(model).items()}
+    homes = [key for key, kind in inner.items() if _is_section(kind) and name in {*hints_of(kind)} - _OF_ANY_PART]
+    if hint.startswith(" Did") or not (homes or name in inner):
+        return hint
+    return " It belongs to the top level." if name in inner else f" It belongs to {homes[0]}."
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section) and kind.__subclasses__() == []
+
+
 def describe(annotation: Any) -> str:
     """A type in words: `a whole number above 0`, `one of 'last', 'first'`, `a list of numbers or null`."""
     if annotation in _WORDS:
@@ -156,7 +172,7 @@ def _problem(
     location = detail["loc"][:-1] if too_short else detail["loc"]
     at, annotation = _locate(model, location)
     if detail["type"] == "extra_forbidden":
-        return _unknown((*key, *location), [*hints_of(_inside(annotation)), *also], entry)
+        return _unknown((*key, *location), [*hints_of(_inside(annotation)), *also], entry, model)
     if detail["type"] == "missing" and not too_short:
         return _missing((*key, *at), describe(annotation), entry)
     value, wanted = _value(tree, at), describe(annotation)
@@ -165,10 +181,10 @@ def _problem(
     return Problem((*key, *at), f"{show(value)} is not {wanted}.{_mend(value, wanted, annotation)}")
 
 
-def _unknown(key: Key, known: Sequence[str], entry: Entry | None) -> Problem:
+def _unknown(key: Key, known: Sequence[str], entry: Entry | None, model: type[BaseModel]) -> Problem:
     name = str(key[-1])
     if entry is None:
-        return Problem(key, f"there is no such key.{did_you_mean(name, known)}")
+        return Problem(key, f"there is no such key.{did_you_mean_or_home(name, known, model)}")
     hint = did_you_mean(name, known)
     if name in given_of(entry.factory):
         hint = f" Its author has to put the parameter '{name}' behind the * of the signature."
