@@ -84,7 +84,7 @@ def test_batch_norm_trains_on_a_batch_of_one_row_or_none(rows):
 
 
 def test_a_layer_is_torchs_and_its_weights_and_their_gradient_lie_by_columns():
-    """Loading, copying and a step leave them so; a copy of the gradient would cost what the order gains."""
+    """Loading and copying leave them so; a copy of the gradient would cost what the order gains."""
     ours, x = espace.dense(9, [5, 3]), torch.randn(7, 9)
     theirs = nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 3), nn.ReLU())
     ours.load_state_dict(theirs.state_dict())

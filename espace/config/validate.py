@@ -107,15 +107,12 @@ def did_you_mean_or_home(name: str, known: Iterable[str], model: type[BaseModel]
     """` Did you mean 'x'?` when something close is known; else ` It belongs to optimizer.` where a part of `model` has that key;
     else the list of what is known."""
     hint = did_you_mean(name, known)
-    inner = {key: _bare(annotation) for key, annotation in hints_of(model).items()}
-    homes = [key for key, kind in inner.items() if _is_section(kind) and name in {*hints_of(kind)} - _OF_ANY_PART]
-    if hint.startswith(" Did") or not (homes or name in inner):
-        return hint
-    return " It belongs to the top level." if name in inner else f" It belongs to {homes[0]}."
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section) and kind.__subclasses__() == []
+    parts = {key: _bare(annotation) for key, annotation in hints_of(model).items()}
+    keys = {key: hints_of(part) for key, part in parts.items() if isinstance(part, type) and issubclass(part, Section)}
+    homes = ["the top level"] * (name in parts) + [
+        key for key in keys if name in keys[key] and name not in _OF_ANY_PART
+    ]
+    return f" It belongs to {homes[0]}." if homes and not hint.startswith(" Did") else hint
 
 
 def describe(annotation: Any) -> str:
