@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ from espace.errors import ConfigError, DataError, NonFiniteError, RunError, did_
 from espace.evaluation import Judge, TermMeans
 from espace.memory import keep_freed
 from espace.model import Model
+from espace.optim import load_kernels
 from espace.plugins import Registry
 from espace.precision import default_precision
 from espace.probability import Probabilities
@@ -155,6 +157,8 @@ class Experiment:
         if resume is not None:
             _check_same(self.config, self.registry, folder)
         with removed_if_empty(folder), torch.random.fork_rng(devices=[]):
+            if self.config.optimizer.tables != "dense" and not torch.cuda.is_available():
+                Thread(target=load_kernels).start()  # beside reading, which leaves a core idle
             prepared = prepare(self.config, self.registry, report)
             _check_length(self.config, prepared)
             trained = _Training(self.config, self.registry, prepared, folder, report)

@@ -9,7 +9,7 @@ lie far apart, and waiting for memory is most of the cost: each loop asks for th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -24,10 +24,36 @@ from torch import Tensor
 
 from espace.missed import Missed
 
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
 _FEW = 4_096  # look-ups that are not worth a second thread
 _MOST_THREADS: int = vars(numba.config)["NUMBA_NUM_THREADS"]
 _BLOCK = 6  # 2**6 rows next to each other belong to one thread
 _AHEAD = 16  # rows from the one in hand to the one that memory is asked for
+
+
+def load() -> None:
+    """Load what `RowAdam` runs, or compile it where it never ran: half a second, or ten, for a thread beside other work."""
+    options = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1.0, "weight_decay": 0.0}
+    number, row = torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)
+    rows = RowAdam(number, {"exp_avg": number, "exp_avg_sq": number, "seen": row.int()})
+    rows.step(torch.sparse_coo_tensor(row[None], number, check_invariants=False), torch.ones(()), options)
+    rows.catch_up(row, Missed(options, 0), options)
+    pairs: tuple[tuple[Any, Any], ...] = (_step, _step_in_threads), (_catch_up, _catch_up_in_threads)
+    for alone, together in pairs:
+        together.compile((*alone.signatures[0][:-2], types.int64))
+
+
+def _compiled(**options: Any) -> Callable[[Kernel], Kernel]:
+    """Compiled by numba on first use and kept on disk, or not kept where there is no place for it."""
+
+    def made(function: Kernel) -> Kernel:
+        try:
+            return cast("Kernel", njit(error_model="numpy", cache=True, **options)(function))
+        except RuntimeError:
+            return cast("Kernel", njit(error_model="numpy", **options)(function))
+
+    return made
 
 
 class RowAdam:
@@ -85,7 +111,7 @@ def _numbers(options: Mapping[str, Any]) -> NDArray[np.float64]:
     return np.array([options["lr"], *options["betas"], options["eps"], options["weight_decay"]])
 
 
-@njit(error_model="numpy", cache=True, inline="always")
+@_compiled(inline="always")
 def _row_step(table: Any, first: Any, second: Any, row: int, grad: Any, numbers: Any, size: Any, root: Any) -> None:
     """One step of one row, in the order of operations of torch's fused kernel. `grad` is (width,)."""
     back1, back2 = np.float32(1.0 - numbers[1]), np.float32(1.0 - numbers[2])
@@ -97,7 +123,7 @@ def _row_step(table: Any, first: Any, second: Any, row: int, grad: Any, numbers:
         table[row, k] -= size * first[row, k] / (np.sqrt(second[row, k]) / root + eps)
 
 
-@njit(error_model="numpy", cache=True)
+@_compiled()
 def _corrections(numbers: Any, step: int) -> Any:
     """The step size and the root of the second bias correction, float32."""
     return np.float32(numbers[0] / (1.0 - numbers[1] ** step)), np.float32(np.sqrt(1.0 - numbers[2] ** step))
@@ -126,7 +152,7 @@ def _request(context: Any, array: Any, row: Any) -> Any:
 _ask_for: Any = intrinsic(_request)
 
 
-@njit(error_model="numpy", cache=True)
+@_compiled()
 def _own(rows: Any, thread: int, threads: int, found: Any) -> int:
     """Write the positions of this thread's look-ups among `rows`, (n,), into `found`, (n,); returns how many there are."""
     count = 0
@@ -136,7 +162,7 @@ def _own(rows: Any, thread: int, threads: int, found: Any) -> int:
     return count
 
 
-@njit(error_model="numpy", cache=True)
+@_compiled()
 def _step(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, thread: int, threads: int) -> None:
     table, first, second, seen = tensors
     rows, grads = gradient
@@ -169,7 +195,7 @@ def _step(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, threa
             seen[row] = step
 
 
-@njit(error_model="numpy", cache=True)
+@_compiled()
 def _catch_up(tensors: Any, rows: Any, room: Any, steps: Any, numbers: Any, thread: int, threads: int) -> None:
     table, first, second, seen = tensors
     found, lasts, count = room[0][thread], room[1][thread], 0
@@ -200,7 +226,7 @@ def _catch_up(tensors: Any, rows: Any, room: Any, steps: Any, numbers: Any, thre
             second[row, k] *= fade2
 
 
-@njit(error_model="numpy", cache=True)
+@_compiled()
 def _sum(table: Any, first: Any, second: Any, last: int, gap: int, steps: Any, numbers: Any) -> None:
     """The sum that `Missed` tells of, term by term, for one row: table, first and second are (width,)."""
     sizes, roots, _, fades, window, _ = steps
@@ -217,13 +243,13 @@ def _sum(table: Any, first: Any, second: Any, last: int, gap: int, steps: Any, n
         table[k] -= moved[k]
 
 
-@njit(parallel=True, error_model="numpy", cache=True)
+@_compiled(parallel=True)
 def _step_in_threads(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, threads: int) -> None:
     for thread in prange(threads):
         _step(tensors, gradient, room, numbers, step, thread, threads)
 
 
-@njit(parallel=True, error_model="numpy", cache=True)
+@_compiled(parallel=True)
 def _catch_up_in_threads(tensors: Any, rows: Any, room: Any, steps: Any, numbers: Any, threads: int) -> None:
     for thread in prange(threads):
         _catch_up(tensors, rows, room, steps, numbers, thread, threads)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from types import ModuleType
 from typing import Any, cast, overload
@@ -414,6 +414,14 @@ def _refuse_decay(options: Mapping[str, Any]) -> None:
             f"optimizer: with weight_decay {options['weight_decay']:g} dense Adam moves every row in every step, so rows cannot"
             " catch up. Use tables: lazy, where only rows looked up decay, or dense."
         )
+
+
+def load_kernels() -> None:
+    """Let what updates rows on a CPU be there when the first step needs it. If it cannot be, that step tells why."""
+    kernels = _kernels("cpu")
+    if kernels is not None:
+        with suppress(Exception):
+            kernels.load()
 
 
 @cache

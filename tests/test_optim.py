@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import importlib
 import io
+import itertools
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -159,6 +161,39 @@ def test_the_number_of_threads_changes_no_bit(rows_moved_by, count):
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(results[0], r) for r in results)
+
+
+def test_what_steps_run_is_there_once_it_was_loaded(monkeypatch):
+    """On another thread, as it is while the data is read; few look-ups and many, of tables that catch up and that do not."""
+    kernels = pytest.importorskip("espace.kernels")
+    thread = threading.Thread(target=optim.load_kernels)
+    thread.start()
+    thread.join()
+    loaded = kernels._step, kernels._step_in_threads, kernels._catch_up, kernels._catch_up_in_threads
+    known = [list(kernel.signatures) for kernel in loaded]
+    assert all(known)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for exact, count in itertools.product((True, False), (5, 20_000)):
+        table = table_of(dtype=torch.float32)
+        optimizer = LazyAdam([table], exact=exact)
+        for rows, values in look_ups(3, count, dtype=torch.float32):
+            optimizer.catch_up(table, rows)
+            table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=False)
+            optimizer.step()
+    assert [list(kernel.signatures) for kernel in loaded] == known
+
+
+def test_kernels_run_where_no_folder_can_keep_them(monkeypatch):
+    """As in a container whose files are all read-only."""
+    kernels = pytest.importorskip("espace.kernels")
+
+    def refuse(self: object) -> None:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr("numba.core.dispatcher.Dispatcher.enable_caching", refuse)
+    double = kernels._compiled()(lambda x: 2 * x)
+    assert double(21) == 42
+    assert double.signatures
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4, 16])

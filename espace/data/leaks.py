@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from espace.chain import Chain
@@ -47,39 +48,41 @@ class LeakSample:
         labels = np.concatenate(self._labels) if self._labels else np.empty((0, len(self.chain.stages) - 1), np.int8)
         for feature in self.features:
             values = np.concatenate(self._values[feature.name]) if self._labels else np.empty(0)
-            by_stage = {s: _auc_of(values, labels[:, i]) for i, s in enumerate(self.chain.stages[1:])}
+            judge: Callable[[NDArray[Any], NDArray[np.int8]], float] = _auc_of_number
+            if values.dtype == np.int64:
+                values, judge = pa.array(values).dictionary_encode().indices.to_numpy(), _auc_of_category
+            by_stage = {s: judge(values, labels[:, i]) for i, s in enumerate(self.chain.stages[1:])}
             best = max(by_stage, key=lambda s: by_stage[s])
             found[feature.name] = (best, by_stage[best])
         return found
 
 
-def _auc_of(values: NDArray[Any], label: NDArray[np.int8]) -> float:
-    """AUC of a number, either way round, or of a category's mean label learnt on the other half of the rows."""
+def _auc_of_number(values: NDArray[np.float64], label: NDArray[np.int8]) -> float:
+    """AUC of a number, either way round."""
     known = label >= 0
-    values, positive = values[known], label[known] == 1
-    if values.dtype == np.int64:
-        half = np.random.default_rng(0).random(len(values)) < 0.5
-        values, positive = _mean_label(values, positive, half), positive[~half]
-    if min(positive.sum(), (~positive).sum()) < _POSITIVES:
-        return 0.5
-    auc = rank_auc(values, positive)
+    auc = _auc(values[known], label[known] == 1, label[known] == 0)
     return max(auc, 1 - auc)
 
 
-def _mean_label(keys: NDArray[np.int64], positive: NDArray[np.bool_], learn: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """For the rows not in `learn`, the mean label of their key in `learn`, drawn to the overall mean by one row."""
-    unique, codes = np.unique(keys, return_inverse=True)
-    rows = np.bincount(codes[learn], minlength=len(unique))
-    hits = np.bincount(codes[learn], weights=positive[learn], minlength=len(unique))
-    prior = positive[learn].mean() if learn.any() else 0.5
-    means: NDArray[np.float64] = ((hits + prior) / (rows + 1))[codes[~learn]]
-    return means
+def _auc_of_category(codes: NDArray[np.int32], label: NDArray[np.int8]) -> float:
+    """AUC, either way round, of a category's mean label in one half of the rows, drawn to the overall mean by one row, on the
+    other half; the categories are numbers from 0 on."""
+    known = label >= 0
+    codes, positive = codes[known], label[known] == 1
+    learns = np.random.default_rng(0).random(len(codes)) < 0.5
+    counts = np.bincount(codes * np.int64(4) + 2 * learns + positive, minlength=4 * (1 + codes.max(initial=0)))
+    (downs, ups), (misses, hits) = counts.reshape(-1, 2, 2).transpose(1, 2, 0)
+    prior = hits.sum() / max(learns.sum(), 1)
+    auc = _auc((hits + prior) / (hits + misses + 1), ups, downs)
+    return max(auc, 1 - auc)
 
 
-def rank_auc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Exact AUC, ties counting one half (Mann-Whitney U)."""
-    unique, codes = np.unique(scores, return_inverse=True)
-    ups = np.bincount(codes[positive], minlength=len(unique))
-    downs = np.bincount(codes[~positive], minlength=len(unique))
+def _auc(scores: NDArray[np.float64], positives: NDArray[Any], negatives: NDArray[Any]) -> float:
+    """Exact AUC, ties counting one half (Mann-Whitney U), of scores with so many rows of either kind, (n,) each; one half
+    where there are too few to tell."""
+    unique, place = np.unique(scores, return_inverse=True)
+    ups, downs = (np.bincount(place, weights=w, minlength=len(unique)) for w in (positives, negatives))
+    if min(ups.sum(), downs.sum()) < _POSITIVES:
+        return 0.5
     below = np.cumsum(downs) - downs
     return float((ups * (below + downs / 2)).sum() / (ups.sum() * downs.sum()))

@@ -23,7 +23,7 @@ import yaml
 from scipy.stats import spearmanr
 
 from espace import Experiment
-from espace.data.leaks import rank_auc
+from espace.compare.statistics import Ranked
 from espace.data.simulator import Simulator
 from espace.runs import Run
 
@@ -163,7 +163,7 @@ def behind(world: World, system: str) -> np.ndarray:
     served, found = world.served(system), []
     for rows, label in ((world.clicked, world.converted), (slice(None), world.would)):
         scores, best, positive = served[rows], world.q[rows], label[rows]
-        found.append((rank_auc(best, positive) - rank_auc(scores, positive)) / standard_error(best, positive))
+        found.append((Ranked.of(best, positive).auc - Ranked.of(scores, positive).auc) / standard_error(best, positive))
     return np.array(found)
 
 
