@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from espace.chain import Chain
 from espace.data.columns import Feature, Hash, Id, Number, column_of
-from espace.data.table import Columns
+from espace.data.table import Columns, on_all_cores
 from espace.data.vocabulary import key_of
 
 _ROWS = 200_000
@@ -44,17 +44,18 @@ class LeakSample:
 
     def aucs(self) -> dict[str, tuple[str, float]]:
         """`{feature: (stage that it tells best, AUC)}`, for features that tell any stage with enough positives."""
-        found: dict[str, tuple[str, float]] = {}
         labels = np.concatenate(self._labels) if self._labels else np.empty((0, len(self.chain.stages) - 1), np.int8)
-        for feature in self.features:
+
+        def judge(feature: Feature) -> tuple[str, float]:
             values = np.concatenate(self._values[feature.name]) if self._labels else np.empty(0)
-            judge: Callable[[NDArray[Any], NDArray[np.int8]], float] = _auc_of_number
+            auc: Callable[[NDArray[Any], NDArray[np.int8]], float] = _auc_of_number
             if values.dtype == np.int64:
-                values, judge = pa.array(values).dictionary_encode().indices.to_numpy(), _auc_of_category
-            by_stage = {s: judge(values, labels[:, i]) for i, s in enumerate(self.chain.stages[1:])}
-            best = max(by_stage, key=lambda s: by_stage[s])
-            found[feature.name] = (best, by_stage[best])
-        return found
+                values, auc = pa.array(values).dictionary_encode().indices.to_numpy(), _auc_of_category
+            by_stage = {s: auc(values, labels[:, i]) for i, s in enumerate(self.chain.stages[1:])}
+            return max(by_stage.items(), key=lambda found: found[1])
+
+        judged = on_all_cores(judge, self.features)
+        return {feature.name: found() for feature, found in zip(self.features, judged, strict=True)}
 
 
 def _auc_of_number(values: NDArray[np.float64], label: NDArray[np.int8]) -> float:

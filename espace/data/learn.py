@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from espace.data.columns import Bag, Feature, Hash, Id, Number, Vector, column_of, hash_buckets, table_of
 from espace.data.columns import Sequence as History
 from espace.data.encode import NumberStats, transformed
-from espace.data.table import Columns, Problems
+from espace.data.table import Columns, Problems, on_all_cores
 from espace.data.vocabulary import ValueCounts, Vocabulary
 
 _SAMPLE = 200_000
@@ -32,9 +32,9 @@ class Learner:
     def add(self, table: Columns) -> None:
         """See one piece. Raises DataError with every column that cannot be read as its feature says."""
         problems = Problems()
-        for feature in self.features:
+        for found in on_all_cores(lambda feature: self._see(feature, table), self.features):
             with problems.noted():
-                self._see(feature, table)
+                found()
         problems.refuse()
 
     def _see(self, feature: Feature, table: Columns) -> None:
@@ -63,10 +63,15 @@ class Learner:
         """`{table: its vocabulary, or its hash buckets}`."""
         owners = {f.name: f for f in self.features}
         learnt: dict[str, Vocabulary | int] = dict(self._hashed)
-        for name, counts in self._counts.items():
+
+        def vocabulary(name: str) -> Vocabulary:
             owner = owners[name]
             assert isinstance(owner, Id | History | Bag)  # the keys of _counts
-            learnt[name] = counts.vocabulary(owner.min_count, owner.max_size)
+            return self._counts[name].vocabulary(owner.min_count, owner.max_size)
+
+        learnt |= {
+            name: found() for name, found in zip(self._counts, on_all_cores(vocabulary, self._counts), strict=True)
+        }
         for feature in self.features:
             if isinstance(feature, Number) and feature.buckets is not None:
                 learnt[feature.name] = len(self._edges(feature)) + 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 
 from espace.data.labels import read_amount, read_label
@@ -17,6 +19,9 @@ from espace.data.vocabulary import canonical, key_of, one_array
 from espace.errors import DataError
 
 Extra = Literal["key", "value", "probability"]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -38,6 +43,13 @@ def as_numbers(values: pa.Array) -> NDArray[np.float64]:
 def release_memory() -> None:
     """Give back to the system what was read and is no longer needed; Arrow would keep it for its next columns."""
     pa.default_memory_pool().release_unused()
+
+
+def on_all_cores(work: Callable[[T], R], things: Iterable[T]) -> list[Callable[[], R]]:
+    """Do `work` on each thing, on as many threads as torch has, since Arrow and numpy let go of Python's lock. Of each, in
+    order, what tells its result, or raises."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return [threads.submit(work, thing).result for thing in things]
 
 
 class Problems:

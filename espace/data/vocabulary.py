@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,8 @@ def _whole_numbers(texts: pa.Array) -> pa.Array:
 
 
 class ValueCounts:
-    """Counts of the values of one table, over pieces, with memory of the distinct values only."""
+    """Counts of the values of one table, over pieces, with memory of the distinct values only. Features that share the table
+    may add at the same time."""
 
     _SLACK = 200_000  # values counted in several pieces that may wait to be added up, beside as many as are known
 
@@ -188,16 +190,18 @@ class ValueCounts:
         self._parts: list[pa.Table] = []
         self._pending = 0
         self._known = 0
+        self._lock = Lock()
 
     def add(self, values: pa.Array) -> None:
         """Count canonical `values`, nulls left out."""
         counted = pc.value_counts(values.drop_null())
         part = pa.table({"value": counted.field("values"), "count": counted.field("counts")})
-        self._parts.append(part)
-        self._pending += len(part)
-        if self._pending > self._known + self._SLACK:
-            self._parts = [self._merged()]
-            self._known, self._pending = len(self._parts[0]), 0
+        with self._lock:
+            self._parts.append(part)
+            self._pending += len(part)
+            if self._pending > self._known + self._SLACK:
+                self._parts = [self._merged()]
+                self._known, self._pending = len(self._parts[0]), 0
 
     def _merged(self) -> pa.Table:
         parts = self._parts

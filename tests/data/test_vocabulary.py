@@ -4,9 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espace.data.columns import Feature, Id
+from espace.data.learn import Learner
+from espace.data.table import Columns
 from espace.data.vocabulary import FIRST, NULL, UNKNOWN, ValueCounts, Vocabulary, canonical, hash_rows, key_of
 from espace.errors import DataError
 
@@ -82,6 +86,33 @@ def test_counting_in_pieces_equals_counting_at_once(monkeypatch):
     found = pieces.vocabulary(1, None)
     assert found.values.equals(at_once.values)
     assert found.counts.equals(at_once.counts)
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_features_that_share_a_table_count_together_whatever_the_threads(threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(ValueCounts, "_SLACK", 100)
+    random = np.random.default_rng(0)
+    features: list[Feature] = [Id("f0"), *(Id(f"f{i}", share="f0") for i in range(1, 12)), Id("alone")]
+    pieces = [pa.table({f.name: random.integers(0, 3_000, 2_000) for f in features}) for _ in range(20)]
+    learner = Learner(features)
+    for piece in pieces:
+        learner.add(Columns(piece, "here"))
+    shared = [values for piece in pieces for values in piece.columns[:-1]]
+    for name, columns in (("f0", shared), ("alone", [piece["alone"] for piece in pieces])):
+        found, expected = learner.tables()[name], learnt(pa.concat_arrays([c.combine_chunks() for c in columns]))
+        assert isinstance(found, Vocabulary)
+        assert found.values.equals(expected.values)
+        assert found.counts.equals(expected.counts)
+
+
+def test_every_column_that_cannot_be_read_is_told_in_the_order_of_the_features(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    wrong = [f"f{i}" for i in range(20)]
+    table = Columns(pa.table({name: [[1]] for name in wrong} | {"right": [1]}), "here")
+    with pytest.raises(DataError) as told:
+        Learner([Id(name) for name in [*wrong[:7], "right", *wrong[7:]]]).add(table)
+    assert [line.split("'")[1] for line in str(told.value).splitlines()] == wrong
 
 
 @pytest.mark.parametrize("values", [pa.array([5, -1, 2**60]), pa.array(["é", "", "x"]), pa.array([], pa.int64())])
