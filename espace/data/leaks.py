@@ -59,7 +59,7 @@ class LeakSample:
 
 
 def _auc_of_number(values: NDArray[np.float64], label: NDArray[np.int8]) -> float:
-    """AUC of a number, either way round."""
+    """AUC of a number, (rows,), either way round."""
     known = label >= 0
     auc = _auc(values[known], label[known] == 1, label[known] == 0)
     return max(auc, 1 - auc)
@@ -67,7 +67,7 @@ def _auc_of_number(values: NDArray[np.float64], label: NDArray[np.int8]) -> floa
 
 def _auc_of_category(codes: NDArray[np.int32], label: NDArray[np.int8]) -> float:
     """AUC, either way round, of a category's mean label in one half of the rows, drawn to the overall mean by one row, on the
-    other half; the categories are numbers from 0 on."""
+    other half. `codes`, (rows,), are categories as numbers from 0 on."""
     known = label >= 0
     codes, positive = codes[known], label[known] == 1
     learns = np.random.default_rng(0).random(len(codes)) < 0.5
@@ -79,8 +79,8 @@ def _auc_of_category(codes: NDArray[np.int32], label: NDArray[np.int8]) -> float
 
 
 def _auc(scores: NDArray[np.float64], positives: NDArray[Any], negatives: NDArray[Any]) -> float:
-    """Exact AUC, ties counting one half (Mann-Whitney U), of scores with so many rows of either kind, (n,) each; one half
-    where there are too few to tell."""
+    """Exact AUC, ties counting one half (Mann-Whitney U), of scores with so many rows of either kind, (n,) each; 0.5 where
+    fewer than `_POSITIVES` are of one kind."""
     unique, place = np.unique(scores, return_inverse=True)
     ups, downs = (np.bincount(place, weights=w, minlength=len(unique)) for w in (positives, negatives))
     if min(ups.sum(), downs.sum()) < _POSITIVES:
