@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import IO, Any
 
 import torch
 
+from espace.data.cache import content_digest
 from espace.errors import RunError
 
 
@@ -37,7 +37,7 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
 
 def _replace(path: Path, content: Mapping[str, Any]) -> None:
     _write(_partial(path), lambda file: torch.save(content, file))
-    new, old = _digest(_partial(path)), _noted(path) or ([_digest(path)] if path.exists() else [])
+    new, old = content_digest(_partial(path)), _noted(path) or ([content_digest(path)] if path.exists() else [])
     _note(path, [new, *old])  # until the new file is in place, the one before is right as well
     _put(_partial(path), path)
     _note(path, [new])
@@ -47,7 +47,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Plain tensors and values. Raises RunError when the file is missing, damaged, or holds anything else, such as code."""
     if not path.exists():
         raise RunError(f"{path}: there is no such checkpoint. Was the run stopped before its first one?")
-    if (noted := _noted(path)) and _digest(path) not in noted:
+    if (noted := _noted(path)) and content_digest(path) not in noted:
         raise RunError(
             f"{path}: the file is damaged, its SHA-256 is not the one in {_sidecar(path).name}. Use another checkpoint."
         )
@@ -96,14 +96,6 @@ def _put(partial: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 def _free(path: Path) -> float:

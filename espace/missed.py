@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 LAST = 1e-8  # of the first missed step's move; what comes after is not added
 SPREAD = 1e-2  # variance of u over its squared mean, up to which the rule holds to 5e-5
 _NUMBERS, _STEPS = ("step", "start", "unruled", "settled"), ("sizes", "roots", "fades", "rules")
-_ALIKE = 1e-12  # below it u is one number to rounding
+_ALIKE = 1e-12  # of the squared mean: the least variance, which u has by rounding alone
 
 Floats = NDArray[np.float64]
 
@@ -111,17 +111,15 @@ class Missed:
 
 def _gauss(moments: Floats) -> Floats:
     """Two weights and nodes from the moments 0 to 3 of w / u^2, (n, 4): a, x, b, y, (n, 4)."""
+    total = moments[:, 0]
     with np.errstate(all="ignore"):
-        total, *raw = moments.T
-        mean, second, third = (m / total for m in raw)
-        variance = np.maximum(second - mean**2, 0)
-        skew = np.where(variance > 0, (third - 3 * mean * second + 2 * mean**3) / variance / 2, 0)
-        alike = variance <= _ALIKE * mean**2
-        root = np.sqrt(skew**2 + variance)
-        above, below = np.where(alike, 0, skew + root), np.where(alike, 0, skew - root)
-        share = np.where(alike, 1, -below / (above - below))
-        x, y = mean + above, mean + below
-        rules = np.stack([total * share * x**2, x, total * (1 - share) * y**2, y], axis=1)
-    rules[variance > SPREAD * mean**2] = -1
+        mean, second, third = moments.T[1:] / total
+        square = mean * mean
+        variance = np.maximum(second - square, _ALIKE * square)
+        skew = (third - mean * (3 * second - 2 * square)) / (2 * variance)
+        root = np.sqrt(skew * skew + variance)
+        share, x, y = (root - skew) / (2 * root), mean + skew + root, mean + skew - root
+        rules = np.array([total * share * x * x, x, total * (1 - share) * y * y, y]).T
+    rules[variance > SPREAD * square] = -1
     rules[total == 0] = 0, 1, 0, 1
     return rules

@@ -20,6 +20,7 @@ from espace.errors import DataError
 _GIB = 1024**3
 _DEFAULT_GIB = 20.0
 _REMEMBERED = 10_000  # digests kept in fingerprints.json, the newest
+_BLOCK = 2**24  # bytes hashed at a time: after each, Python's lock is waited for
 _STALE_SECONDS = 24 * 3600  # a temporary file this old belongs to a process that was killed
 
 
@@ -35,7 +36,7 @@ def folder() -> Path:
 
 
 def fingerprint(filesystem: Any, path: str, size: int, mtime: int | str | None) -> str:
-    """A digest (32 hex digits) of a file: of its content when local, else of (uri, size in bytes, mtime).
+    """A digest of a file: of its content when local, else of (uri, size in bytes, mtime).
 
     The digest of a local file is remembered under (real path, size, mtime in ns), so that it is computed once.
     """
@@ -43,9 +44,18 @@ def fingerprint(filesystem: Any, path: str, size: int, mtime: int | str | None) 
         return digest(f"{filesystem.type_name}://{path}", size, mtime)
     key, known = f"{os.path.realpath(path)}|{size}|{mtime}", _remembered()
     if key not in known:
-        known[key] = _content(path)
+        known[key] = content_digest(path)
         _remember(known)
     return known[key]
+
+
+def content_digest(path: str | Path) -> str:
+    """SHA-256 of a file's content, as 64 hex digits."""
+    hashed, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        while size := file.readinto(block):
+            hashed.update(block[:size])
+    return hashed.hexdigest()
 
 
 def digest(*parts: object) -> str:
@@ -120,14 +130,6 @@ def _removed(temporary: Path) -> Iterator[None]:
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _content(path: str) -> str:
-    hashed = hashlib.blake2b(digest_size=16)
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            hashed.update(block)
-    return hashed.hexdigest()
 
 
 def _remembered() -> dict[str, str]:

@@ -161,7 +161,7 @@ class Encoder:
         numbers = [block for block in numbers if block.shape[1]]
         values, amounts, broken = self._labels(get, rows, labels)
         batch = Batch(
-            torch.from_numpy(np.stack(ids, axis=1) if ids else np.empty((rows, 0), np.int32)),
+            torch.from_numpy(np.ascontiguousarray(np.stack(ids).T) if ids else np.empty((rows, 0), np.int32)),
             lists,
             torch.from_numpy(np.concatenate(numbers, axis=1) if numbers else np.empty((rows, 0), np.float32)),
             torch.from_numpy(values),
