@@ -308,7 +308,3 @@ def prepare(
 def main() -> None:
     """The `espace` command."""
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -22,6 +22,7 @@ LAYERS = [  # a module imports only what stands above it
     "experiment show new prepare",
     "compare",
     "cli testing",
+    "__main__",
 ]
 LEAVES = ("towers", "sharing", "links", "objectives", "samplers", "weightings", "stages", "metrics")
 HOMES = {

@@ -718,9 +718,7 @@ class TestRunFolders:
         assert shop.espace("fit", yaml, "--run-dir", "run").code == 0
         shop.tower("flat", build="self.more = nn.Linear(2, 2)")
         command = ["predict", "run", "--data", "test.parquet", "--out", "p.parquet"]
-        said = subprocess.run(
-            [sys.executable, "-m", "espace.cli", *command], capture_output=True, text=True, check=False
-        )
+        said = subprocess.run([sys.executable, "-m", "espace", *command], capture_output=True, text=True, check=False)
         assert said.returncode == 2, said
         assert "run/checkpoints/best.ckpt: its weights do not fit the model that is built now" in said.stderr
         assert "Traceback" not in said.stderr

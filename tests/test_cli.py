@@ -20,7 +20,7 @@ TREE = ["impression -> click", "click -> cart | wish else browse", "cart -> buy"
 
 def shell(*arguments, code=None):
     """Run Python in a process of its own."""
-    command = [sys.executable, "-X", "importtime", *(("-c", code) if code else ("-m", "espace.cli")), *arguments]
+    command = [sys.executable, "-X", "importtime", *(("-c", code) if code else ("-m", "espace")), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     modules = {
         line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")

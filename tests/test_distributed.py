@@ -72,7 +72,7 @@ def close(one, other) -> bool:
 def test_two_ranks_end_where_one_ends_even_in_batches_without_clicks(shop):
     more = ("shop.yaml", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.5")
     fit_alone(shop, *more, "--run-dir", "one")
-    command = [sys.executable, "-m", "espace.cli", "fit", *more, "--run-dir", "two", "trainer.devices=2"]
+    command = [sys.executable, "-m", "espace", "fit", *more, "--run-dir", "two", "trainer.devices=2"]
     said = subprocess.run(command, cwd=shop.folder, capture_output=True, text=True, timeout=PATIENCE)
     assert said.returncode == 0, said
     assert said.stdout.count("Which rows feed which loss term") == 1  # only the first rank speaks

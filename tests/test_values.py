@@ -565,7 +565,7 @@ def test_two_ranks_end_where_one_ends_also_in_batches_without_a_sale(store):
     store.yaml(chain=FUNNEL.lines(), data=data, metrics={}, trainer={"accelerator": "cpu", "max_epochs": 2})
     for ranks in (1, 2):
         run = ("--run-dir", f"of_{ranks}", f"trainer.devices={ranks}")
-        command = [sys.executable, "-m", "espace.cli", "fit", "shop.yaml", *run]
+        command = [sys.executable, "-m", "espace", "fit", "shop.yaml", *run]
         said = subprocess.run(command, cwd=store.folder, capture_output=True, text=True, timeout=PATIENCE)
         assert said.returncode == 0, said
     one, two = (espace.load(store.folder / f"of_{ranks}").model.state_dict() for ranks in (1, 2))

@@ -25,7 +25,7 @@ def aucs(file: Path, overrides: list[str], tables: str, seed: int, folder: Path)
     """AUC by probability, of one run."""
     run = folder / f"{tables}-{seed}"
     changed = [*overrides, f"optimizer.tables={tables}", f"seed={seed}"]
-    command = [sys.executable, "-m", "espace.cli", "fit", str(file), *changed, "--run-dir", str(run), "--quiet"]
+    command = [sys.executable, "-m", "espace", "fit", str(file), *changed, "--run-dir", str(run), "--quiet"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     found = json.loads((run / "results.json").read_text())
     part = "test" if any(name.startswith("test/") for name in found) else "val"
