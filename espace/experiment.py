@@ -157,11 +157,13 @@ class Experiment:
         if resume is not None:
             _check_same(self.config, self.registry, folder)
         with removed_if_empty(folder), torch.random.fork_rng(devices=[]):
-            if self.config.optimizer.tables != "dense" and not torch.cuda.is_available():
-                Thread(target=load_kernels).start()  # beside reading, which leaves a core idle
+            wanted = self.config.optimizer.tables != "dense" and not torch.cuda.is_available()
+            kernels = Thread(target=load_kernels if wanted else None)  # beside reading, which leaves a core idle
+            kernels.start()
             prepared = prepare(self.config, self.registry, report)
             _check_length(self.config, prepared)
             trained = _Training(self.config, self.registry, prepared, folder, report)
+            kernels.join()  # numba changes the filters of warnings while it compiles, and so does what follows
             if not trained.run(resume is not None):
                 return None
             return trained.finish()

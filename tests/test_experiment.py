@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 import espace
+from espace import experiment
 from espace.build import build_model, build_objective, build_weighting
 from espace.data.stream import Plan, Stream
 from espace.evaluation import Terms
@@ -286,3 +289,20 @@ class TestFirstStep:
             torch.nn.init.zeros_(head.weight)
         exact = [float(model(batch).prob(stage).mean().detach()) for stage in ("click", "conversion")]
         assert exact == pytest.approx(rates, rel=1e-5)
+
+
+def test_no_kernel_is_compiled_while_the_filters_of_warnings_are_others(shop, monkeypatch):
+    """They are the process's, and numba puts back those that it found: Lightning's warnings would be seen."""
+    changed, late = threading.Event(), []
+    quiet = experiment._lightning_quiet
+
+    @contextmanager
+    def told():
+        changed.set()
+        with quiet():
+            yield
+
+    monkeypatch.setattr(experiment, "load_kernels", lambda: late.append(changed.wait(timeout=1.0)))
+    monkeypatch.setattr(experiment, "_lightning_quiet", told)
+    Experiment.from_yaml(shop.yaml(), ["trainer.max_steps=2"]).fit("run")
+    assert (late, changed.is_set()) == ([False], True)
