@@ -42,7 +42,7 @@ def fingerprint(filesystem: Any, path: str, size: int, mtime: int | str | None) 
     """
     if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return digest(f"{filesystem.type_name}://{path}", size, mtime)
-    key, known = f"{os.path.realpath(path)}|{size}|{mtime}", _remembered()
+    key, known = f"sha256|{os.path.realpath(path)}|{size}|{mtime}", _remembered()
     if key not in known:
         known[key] = content_digest(path)
         _remember(known)
