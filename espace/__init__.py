@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from espace import errors, testing
-    from espace.batch import Batch, Labels, Ragged
+    from espace.batch import Batch, Ragged
     from espace.blocks import Activation, Count, Dropout, FieldMatrix, FirstOrder, Gate, Norm, dense
-    from espace.chain import Chain, Transition, Value
+    from espace.chain.chain import Chain
+    from espace.chain.grammar import Transition, Value
+    from espace.chain.labels import Labels
+    from espace.chain.pieces import ChainPiece
+    from espace.chain.probability import Probabilities
+    from espace.chain.scored import Scored, ScoredValue
+    from espace.chain.terms import Term, ValueTerms
     from espace.experiment import Experiment
     from espace.features import ExtraTable, Features, FeatureSpec, Field
     from espace.hookspecs import Register, hookimpl
-    from espace.pieces import ChainPiece
-    from espace.probability import Probabilities, Scored, ScoredValue, Term, ValueTerms
     from espace.runs import Run, load
 
 __version__ = "0.1.0"
@@ -57,7 +61,7 @@ __all__ = [
 
 _HOME = {
     "Batch": "batch",
-    "Labels": "batch",
+    "Labels": "chain.labels",
     "Ragged": "batch",
     "Activation": "blocks",
     "Count": "blocks",
@@ -67,9 +71,9 @@ _HOME = {
     "Gate": "blocks",
     "Norm": "blocks",
     "dense": "blocks",
-    "Chain": "chain",
-    "Transition": "chain",
-    "Value": "chain",
+    "Chain": "chain.chain",
+    "Transition": "chain.grammar",
+    "Value": "chain.grammar",
     "Experiment": "experiment",
     "FeatureSpec": "features",
     "ExtraTable": "features",
@@ -77,12 +81,12 @@ _HOME = {
     "Field": "features",
     "hookimpl": "hookspecs",
     "Register": "hookspecs",
-    "ChainPiece": "pieces",
-    "Probabilities": "probability",
-    "Scored": "probability",
-    "ScoredValue": "probability",
-    "Term": "probability",
-    "ValueTerms": "probability",
+    "ChainPiece": "chain.pieces",
+    "Probabilities": "chain.probability",
+    "Scored": "chain.scored",
+    "ScoredValue": "chain.scored",
+    "Term": "chain.terms",
+    "ValueTerms": "chain.terms",
     "Run": "runs",
     "load": "runs",
 }

@@ -10,7 +10,11 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from espace.chain import Chain, Transition, Value
+from espace.chain.chain import Chain
+from espace.chain.grammar import Transition, Value
+from espace.chain.scored import Scored, ScoredValue
+from espace.chain.scores import Score, parse, predictions
+from espace.chain.spaces import Space, spaces
 from espace.config import Component, Config
 from espace.data.columns import FEATURE_TYPES, Feature, Sequence, is_categorical
 from espace.data.encode import Encoder, Layout
@@ -20,9 +24,6 @@ from espace.errors import ConfigError, EspaceError
 from espace.features import FeatureSpec
 from espace.model import Model
 from espace.plugins import Registry
-from espace.probability import Scored, ScoredValue
-from espace.scores import Score, parse, predictions
-from espace.spaces import Space, spaces
 
 
 def make(registry: Registry, kind: str, component: Component, *given: Any, where: str) -> Any:

@@ -39,6 +39,8 @@ from espace.build import (
     scores_of,
     spaces_of,
 )
+from espace.chain.probability import Probabilities
+from espace.chain.scores import predictions
 from espace.checkpoint import read_checkpoint
 from espace.config import Config
 from espace.config.validate import describe
@@ -59,10 +61,8 @@ from espace.model import Model
 from espace.optim import load_kernels
 from espace.plugins import Registry
 from espace.precision import default_precision
-from espace.probability import Probabilities
 from espace.report import Report
 from espace.runs import Run, artefact_of, config_file, load, new_folder, removed_if_empty, write_results, write_start
-from espace.scores import predictions
 
 See = Callable[[Probabilities, Batch], object]
 _PARTS = ("train", "validation", "test")

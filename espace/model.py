@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from espace.batch import Batch
 from espace.blocks import Gate
-from espace.chain import Chain, Transition
+from espace.chain.chain import Chain
+from espace.chain.grammar import Transition
+from espace.chain.probability import Probabilities
 from espace.compiling import Compiled
 from espace.features import FeatureSpec
-from espace.probability import Probabilities
 
 TowerFactory = Callable[[FeatureSpec], nn.Module]
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from espace.build import chain_of, labels_of, spaces_of, term_weights
-from espace.chain import Value
+from espace.chain.grammar import Value
 from espace.config import Config
 from espace.data.scan import Scan
 from espace.data.tally import Tally

@@ -20,6 +20,8 @@ from torch import nn
 import espace.config as configuration
 from espace.batch import Batch
 from espace.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
+from espace.chain.probability import Probabilities
+from espace.chain.scores import Numbers, predictions
 from espace.checkpoint import read_checkpoint
 from espace.config import Config
 from espace.data.encode import Encoder, learnt_from_state
@@ -32,8 +34,6 @@ from espace.optim import settle
 from espace.plugins import Registry
 from espace.plugins import load as load_plugins
 from espace.precision import autocast, default_precision
-from espace.probability import Probabilities
-from espace.scores import Numbers, predictions
 
 PACKAGES = (
     "espace",

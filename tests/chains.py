@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from espace.chain import Transition
+from espace.chain.grammar import Transition
 
 MOST_STAGES = 8
 CHAINS = 200

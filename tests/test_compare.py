@@ -18,7 +18,7 @@ import yaml
 from sklearn.metrics import log_loss, roc_auc_score
 
 from espace.batch import Batch
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.compare import compare
 from espace.compare.comparison import Comparison
 from espace.compare.from_columns import FromColumns

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from espace.batch import Ragged
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.data.columns import Bag, Id, Number, Sequence, Vector
 from espace.data.encode import Encoder
 from espace.data.learn import Learner

@@ -13,7 +13,10 @@ import torch
 
 import espace
 from espace.batch import Batch
-from espace.chain import Chain, Transition
+from espace.chain.chain import Chain
+from espace.chain.grammar import Transition
+from espace.chain.probability import Probabilities
+from espace.chain.spaces import Space
 from espace.errors import ChainError, ConfigError
 from espace.evaluation import Judge, TermMeans
 from espace.experiment import Experiment
@@ -22,9 +25,7 @@ from espace.metrics.calibration import Calibration
 from espace.metrics.gauc import GAUC
 from espace.metrics.log_loss import LogLoss
 from espace.objectives.entire_space import EntireSpace
-from espace.probability import Probabilities
 from espace.show import describe
-from espace.spaces import Space
 from tests.chains import Enumeration, chain_of, every_chain, overlaps, random_logits, root_of
 from tests.shop import rows
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from espace.batch import Batch, Labels
-from espace.chain import Chain
+from espace.batch import Batch
+from espace.chain.chain import Chain
+from espace.chain.labels import Labels
+from espace.chain.probability import Probabilities
 from espace.evaluation import Terms
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
-from espace.probability import Probabilities
 from espace.testing import random_labels
 
 ESMM = Chain.parse(["impression -> click -> conversion"])

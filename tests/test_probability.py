@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from espace.chain import Chain, Transition
+from espace.chain.chain import Chain
+from espace.chain.grammar import Transition
+from espace.chain.probability import Probabilities
 from espace.errors import ChainError
-from espace.probability import Probabilities
 from tests.chains import Enumeration, chain_of, every_chain, random_logits, root_of
 
 ESMM = Chain.parse("impression -> click -> conversion")

@@ -10,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from espace.batch import Batch, Labels
-from espace.chain import Chain
+from espace.batch import Batch
+from espace.chain.chain import Chain
+from espace.chain.labels import Labels
+from espace.chain.probability import Probabilities
+from espace.chain.terms import ValueTerms
 from espace.config import Config
 from espace.data.labels import resolve
 from espace.evaluation import Terms
@@ -19,7 +22,6 @@ from espace.experiment import Experiment
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
 from espace.plugins import load
-from espace.probability import Probabilities, ValueTerms
 from tests.chains import chain_of
 
 CELLS = 3  # kinds of rows; within one every row has the same probabilities

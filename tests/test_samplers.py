@@ -13,13 +13,13 @@ import torch
 
 import espace
 from espace.batch import Batch
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.probability import Probabilities
 from espace.data.encode import Encoder
 from espace.evaluation import Terms
 from espace.model import _after_sampling
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
-from espace.probability import Probabilities
 from espace.samplers.negative_downsample import NegativeDownsample
 from espace.samplers.oversample import Oversample
 from espace.samplers.rejection import Rejection

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import espace
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.scores import MAX_DEPTH, MAX_LENGTH, Read, parse, predictions
 from espace.config import load
 from espace.errors import ConfigError, DataError, NonFiniteError
-from espace.scores import MAX_DEPTH, MAX_LENGTH, Read, parse, predictions
 from tests.shop import CONFIG, put, rows
 
 PREDICTED = ("click", "conversion", "conversion_given_click")

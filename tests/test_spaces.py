@@ -13,16 +13,17 @@ import torch
 import yaml
 from sklearn.metrics import log_loss, roc_auc_score
 
-from espace.batch import Batch, Labels
+from espace.batch import Batch
 from espace.build import build_metrics, metric_names, spaces_of
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.labels import Labels
+from espace.chain.probability import Probabilities
+from espace.chain.spaces import Space, of_potential, spaces
 from espace.config import Config, override
 from espace.errors import ConfigError
 from espace.evaluation import scored
 from espace.experiment import Experiment
 from espace.plugins import load
-from espace.probability import Probabilities
-from espace.spaces import Space, of_potential, spaces
 from espace.stages.lognormal import LogNormal
 from espace.testing.chains import CHAINS
 from tests.metrics.test_truth import plain_correlation, plain_ranks

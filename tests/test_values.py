@@ -14,9 +14,11 @@ import pytest
 import torch
 
 import espace
-from espace.batch import Batch, Labels
+from espace.batch import Batch
 from espace.build import build_objective, term_weights
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.labels import Labels
+from espace.chain.probability import Probabilities
 from espace.config import load
 from espace.data.encode import Encoder
 from espace.data.encoded import _read, _write
@@ -27,7 +29,6 @@ from espace.evaluation import Terms
 from espace.experiment import Experiment, _Training, prepare
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
-from espace.probability import Probabilities
 from espace.report import Report
 from espace.show import describe
 from espace.stages.lognormal import LogNormal

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from espace.build import build_sampler, chain_of, features_of, metric_names, spaces_of
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.compare.keys import PRODUCT_METRICS, Keys, Variant
 from espace.config.yamlfile import Key, Problem
 from espace.errors import did_you_mean

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from espace.batch import Batch
 from espace.build import build_objective, build_weighting, chain_of, extras_of, labels_of, rows_at_once
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.probability import Probabilities
 from espace.config import Config
 from espace.data import audit
 from espace.data.encode import Encoder
@@ -19,7 +20,6 @@ from espace.data.stream import Plan, Stream
 from espace.errors import DataError
 from espace.experiment import Evaluated, See, evaluate, open_parts
 from espace.plugins import Registry
-from espace.probability import Probabilities
 from espace.runs import Run
 
 _LEAST = 1e-35  # what stands for a probability of 0, so that its logarithm is a number, in float32 too

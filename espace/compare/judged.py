@@ -17,18 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import espace.config as configuration
-from espace.batch import Batch, Labels
+from espace.batch import Batch
 from espace.build import spaces_of
+from espace.chain.labels import Labels
+from espace.chain.probability import Probabilities
+from espace.chain.spaces import Space
 from espace.compare.from_columns import judge_columns
 from espace.compare.planned import Planned
 from espace.compare.statistics import Ranked
 from espace.errors import DataError
 from espace.evaluation import scored
 from espace.experiment import evaluate_run
-from espace.probability import Probabilities
 from espace.report import Report
 from espace.runs import load
-from espace.spaces import Space
 
 Values = dict[str, float]
 Step = tuple[str, str]  # a stage and its parent

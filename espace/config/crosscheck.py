@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.spaces import of_potential, spaces
 from espace.config import scorecheck
 from espace.config.schema import Fields
 from espace.config.yamlfile import Key, Problem
 from espace.errors import ChainError, did_you_mean
-from espace.spaces import of_potential, spaces
 
 
 def problems(config: Fields, broken: Collection[Key]) -> list[Problem]:

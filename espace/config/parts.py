@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.pieces import ChainPiece
 from espace.config.schema import DATA_KEYS, DEFAULTS, EXPERT, NAMED_PARTS, PARTS, VALUE
 from espace.config.validate import bind
 from espace.config.yamlfile import Key, Problem, show
 from espace.errors import ChainError, EspaceError, PluginError, did_you_mean
-from espace.pieces import ChainPiece
 from espace.plugins import Entry, Registry, one
 
 

@@ -6,11 +6,11 @@ import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.scores import parse, predictions
 from espace.config.schema import Fields
 from espace.config.yamlfile import Problem
 from espace.errors import ConfigError, did_you_mean
-from espace.scores import parse, predictions
 
 _NAME = re.compile(r"[^\W\d]\w*")
 _NEAR = 0.8  # a name as like as that to a prediction's is a slip; `price` and `purchase` are less so

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.data.labels import Limits, Policy
 from espace.data.scan import Scan
 from espace.data.split import Part

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from espace.batch import Batch, Ragged
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.data.cache import digest
 from espace.data.columns import (
     Bag,

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from espace.chain import Chain, Transition, Value
+from espace.chain.chain import Chain
+from espace.chain.grammar import Transition, Value
 from espace.data.lists import first_text
 from espace.errors import DataError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.data.columns import Feature, Hash, Id, Number, column_of
 from espace.data.table import Columns, on_all_cores
 from espace.data.vocabulary import key_of

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.data import cache
 from espace.data.columns import Feature, table_of
 from espace.data.encode import Encoder, NumberStats

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pyarrow as pa
 
 import espace
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.data.readers import Piece
 from espace.data.world import Count, Impressions, Knobs, Rate, World, number_of
 from espace.errors import ChainError, ConfigError, DataError, did_you_mean

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from espace.chain import Chain, Transition
+from espace.chain.chain import Chain
+from espace.chain.grammar import Transition
 from espace.data.labels import Column, Resolved
 
 _EXAMPLES = 3

@@ -35,7 +35,8 @@ import pyarrow as pa
 from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
-from espace.chain import Chain, Transition
+from espace.chain.chain import Chain
+from espace.chain.grammar import Transition
 from espace.data.lists import offsets_of
 
 Bits = NDArray[np.int8]

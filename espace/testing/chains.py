@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from espace.batch import Labels
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.labels import Labels
 
 CHAINS = (
     ["impression -> click -> conversion"],

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.features import Features, FeatureSpec, Field
 from espace.testing.chains import CHAINS
 from espace.testing.law import law

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torchmetrics import Metric
 
-from espace.probability import Scored, ScoredValue
+from espace.chain.scored import Scored, ScoredValue
 from espace.testing.law import law
 
 _ROWS = 300

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from espace.batch import Labels
-from espace.chain import Chain
-from espace.probability import Probabilities
+from espace.chain.chain import Chain
+from espace.chain.labels import Labels
+from espace.chain.probability import Probabilities
 from espace.stages.lognormal import LogNormal
 from espace.testing.chains import CHAINS, random_labels
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from espace.pieces import ChainPiece
+from espace.chain.pieces import ChainPiece
 from espace.testing.law import law
 
 

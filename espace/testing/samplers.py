@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.testing.chains import CHAINS, random_labels
 from espace.testing.law import law
 

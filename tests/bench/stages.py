@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 import torch
 
 from espace.batch import Batch
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.probability import Probabilities
 from espace.evaluation import Terms
 from espace.objectives.entire_space import EntireSpace
-from espace.probability import Probabilities
 from espace.testing import random_labels
 from tests.bench.data import write
 from tests.bench.step import with_espace

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.data.columns import Bag, Hash, Id, Number, Sequence, Vector
 from espace.data.encode import Encoder, learnt_from_state
 from espace.data.learn import Learner

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.data.labels import read_label, resolve
 from espace.errors import DataError
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.data import simulator, world
 from espace.data.labels import resolve
 from espace.data.simulator import Simulator

@@ -12,7 +12,7 @@ import torch
 
 import espace.data.stream as stream_module
 from espace.batch import Batch
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.data.columns import Id, Number, Sequence
 from espace.data.encode import Encoder, NumberStats
 from espace.data.split import Between, HeldOut, Part

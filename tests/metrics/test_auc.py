@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from espace.chain.scored import Scored
 from espace.metrics import logit, place
 from espace.metrics.auc import AUC
-from espace.probability import Scored
 from tests.metrics.draws import draw, judge, scored
 
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from espace.chain.scored import Scored
 from espace.errors import DataError
 from espace.metrics import hashed, logit
 from espace.metrics.auc import AUC
 from espace.metrics.gauc import GAUC
-from espace.probability import Scored
 from tests.metrics.draws import draw, gathered, judge, scored, take
 
 

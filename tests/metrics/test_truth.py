@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import root_mean_squared_error
 
+from espace.chain.scored import Scored
 from espace.errors import DataError
 from espace.metrics.truth import Truth
-from espace.probability import Scored
 from tests.metrics.draws import draw, gathered, judge, scored, take
 
 NAMES = ("rank_correlation", "predicted_over_true", "rmse")

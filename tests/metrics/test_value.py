@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from espace.chain.scored import ScoredValue
 from espace.errors import NonFiniteError
 from espace.metrics.value import ValueMetric
-from espace.probability import ScoredValue
 from tests.metrics.draws import judge
 
 

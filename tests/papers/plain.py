@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from espace.batch import Batch
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.probability import Probabilities
 from espace.data.labels import resolve
 from espace.evaluation import Terms
-from espace.probability import Probabilities
 
 ROWS = 500
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import nn
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.probability import Probabilities
 from espace.experiment import Experiment
 from espace.links.aitm import AITM
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.ordered import Ordered
-from espace.probability import Probabilities
 from espace.testing import random_labels
 from tests.chains import grow, lines_of
 from tests.papers.loops import assert_rows, linear, mixed, softmax

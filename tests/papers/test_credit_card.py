@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.objectives.entire_space import EntireSpace
 from tests.papers.plain import assert_close, coins, entropy, loss, model, rates
 

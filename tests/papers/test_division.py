@@ -13,7 +13,7 @@ import torch
 
 from espace.batch import Batch
 from espace.build import build_encoder, build_model, features_of
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.experiment import Experiment
 from espace.objectives.entire_space import EntireSpace
 from espace.testing import random_labels

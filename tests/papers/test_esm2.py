@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
 from tests.papers.plain import assert_close, coins, entropy, gradient, loss, model, rates

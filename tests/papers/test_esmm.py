@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from espace.chain import Chain
-from espace.probability import Probabilities
+from espace.chain.chain import Chain
+from espace.chain.probability import Probabilities
 
 CHAIN = Chain.parse("impression -> click -> conversion")
 GRID = (0.001, 0.04, 0.3, 0.5, 0.9, 0.999)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.objectives.entire_space import EntireSpace
 from tests.papers.plain import assert_close, coins, entropy, loss, model, rates
 

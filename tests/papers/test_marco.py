@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
+from espace.chain.probability import Probabilities
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
-from espace.probability import Probabilities
 from tests.papers.plain import assert_close, coins, entropy, loss, model, rates
 
 CHOICE = Chain.parse(["impression -> click", "click -> cart | wish | share"])

@@ -21,15 +21,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from espace.batch import Labels
-from espace.chain import Chain, Transition, Value
+from espace.chain.chain import Chain
+from espace.chain.grammar import Transition, Value
 from espace.errors import ChainError, did_you_mean
 
 Edges = frozenset[tuple[int, str]]  # (place of a transition in the chain, one of its classes)
@@ -273,84 +272,3 @@ def _log_sum(terms: list[Tensor]) -> Tensor:
     if len(terms) == 2:
         return torch.logaddexp(terms[0], terms[1])
     return torch.logsumexp(torch.stack(terms), dim=0)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Predictions of one probability beside its labels, on the rows of one space only: what a metric judges.
-
-    log_prob, log_not_prob: (rows,) float; labels: (rows,) float32, 0 or 1; weights: (rows,) float32. Where a ratio of two
-    heads exceeds 1, log_prob is above 0, and log_not_prob log(1e-7), the least that a ratio leaves.
-    extras: other columns of those rows by name, (rows,), such as group keys (int64); made: what one metric has made of them
-    and another can use.
-    """
-
-    log_prob: Tensor
-    log_not_prob: Tensor
-    labels: Tensor
-    weights: Tensor
-    extras: Mapping[str, Tensor]
-    made: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class ScoredValue:
-    """Expectations of one value beside its amounts, on the rows of one space only: what a metric of values judges.
-
-    predicted: (rows,) float; labels: (rows,) float32, the amounts; weights and extras: as in `Scored`.
-    """
-
-    predicted: Tensor
-    labels: Tensor
-    weights: Tensor
-    extras: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Term:
-    """What a loss term is, for people: printed by `espace show` and in the audit.
-
-    stages: whose `stages.<name>.weight` it takes; given: the stage that has to have happened in its rows, None for all rows;
-    loss: of one row; rows: on which it is judged; divisor: by the number of which rows it is divided.
-    """
-
-    stages: tuple[str, ...]
-    given: str | None
-    loss: str
-    rows: str
-    divisor: str
-
-
-class ValueTerms:
-    """The loss terms of the values of a chain, for an objective to add to its own: -log p(amount given parent).
-
-    Args:
-        chain: the chain.
-        divide_by: "rows", those in which the parent happened and the amount is known, or "impressions", all rows.
-
-    Attributes: `terms`, `{name: Term}`, none for a chain without values.
-    """
-
-    def __init__(self, chain: Chain, divide_by: Literal["rows", "impressions"] = "rows") -> None:
-        self.divide_by = divide_by
-        self._values = {f"{v.amount}_given_{v.parent}" if v.parent != chain.root else v.amount: v for v in chain.values}
-        self.terms = {name: self._describe(v, v.parent == chain.root) for name, v in self._values.items()}
-
-    def _describe(self, value: Value, start: bool) -> Term:
-        return Term(
-            stages=(value.amount,),
-            given=None if start else value.parent,
-            loss=f"-log p({value.amount} given {value.parent})",
-            rows=f"{'all impressions' if start else f'rows with {value.parent} = 1'}, {value.amount} known",
-            divisor="the same rows" if self.divide_by == "rows" else "all impressions",
-        )
-
-    def __call__(self, p: Probabilities, labels: Labels) -> dict[str, tuple[Tensor, Tensor]]:
-        """{term: (loss of each row (batch,), 1 where the row counts in the divisor (batch,))}."""
-        found = {}
-        for name, value in self._values.items():
-            observed = labels.amount(value.amount, given=value.parent)
-            known = (~observed.isnan()).float()
-            rows = known if self.divide_by == "rows" else torch.ones_like(known)
-            found[name] = (-p.log_density(value.amount, observed), rows)
-        return found

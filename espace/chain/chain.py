@@ -1,66 +1,19 @@
-"""The behaviour chain: which stage can follow which. Grammar, checks, formulas and drawing; no tensors.
-
-impression -> click -> conversion          a line may have any number of arrows
-click -> cart | wish else browse           one transition: exactly one of the three happens after a click
-cart -> buy                                a stage may be reached from several stages that exclude each other
-buy => revenue                             a value: an amount that is measured where its parent happened; it ends a line
-"""
+"""The behaviour chain: which stage can follow which, how its probabilities follow from each other, how it is drawn."""
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+from espace.chain import checks
+from espace.chain.grammar import Transition, Value, read_lines
 from espace.errors import ChainError, did_you_mean
 
-_NAME = re.compile(r"[^\W\d]\w*")
 _CORNER = {False: "├─ ", True: "└─ "}
 _MARGIN = {False: "│  ", True: "   "}
 _Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True)
-class Transition:
-    """One choice made at `parent`: one of `outcomes`, or `otherwise` (a stage, or None for "nothing happens")."""
-
-    parent: str
-    outcomes: tuple[str, ...]
-    otherwise: str | None = None
-
-    @property
-    def name(self) -> str:
-        """`click_to_cart_or_wish`; the else stage is not part of the name."""
-        return f"{self.parent}_to_{'_or_'.join(self.outcomes)}"
-
-    @property
-    def classes(self) -> tuple[str | None, ...]:
-        """The outcomes, then the last class: the else stage, or None for "nothing"."""
-        return (*self.outcomes, self.otherwise)
-
-    @property
-    def children(self) -> tuple[str, ...]:
-        """The stages that this transition can lead to."""
-        return tuple(c for c in self.classes if c is not None)
-
-    def __str__(self) -> str:
-        text = f"{self.parent} -> {' | '.join(self.outcomes)}"
-        return f"{text} else {self.otherwise}" if self.otherwise else text
-
-
-class Value(Transition):
-    """An amount measured where `parent` happened, such as the revenue of a conversion. Nothing follows it."""
-
-    @property
-    def amount(self) -> str:
-        """What is measured: `revenue`."""
-        return self.outcomes[0]
-
-    def __str__(self) -> str:
-        return f"{self.parent} => {self.amount}"
 
 
 @dataclass(frozen=True)
@@ -86,14 +39,11 @@ class Chain:
         transitions = [t for t in found if not isinstance(t, Value)]
         if not transitions:
             raise ChainError("chain: no transition was given. Write a line such as impression -> click -> conversion.")
-        stages, placed = _in_topological_order(transitions)
+        stages, placed = checks.in_topological_order(transitions)
         values = [t for t in found if isinstance(t, Value)]
-        _check_values(stages, values)
+        checks.check_values(stages, values)
         chain = cls(stages, placed, tuple(sorted(values, key=lambda v: stages.index(v.parent))))
-        _check_single_root(chain)
-        _check_names(chain)
-        _check_transitions_have_one_name_each(chain)
-        _check_parents_exclude_each_other(chain)
+        checks.check(chain)
         return chain
 
     @property
@@ -311,12 +261,6 @@ class Chain:
         return [str(t) for t in self.heads]
 
 
-def read_lines(lines: str | Sequence[str]) -> list[Transition]:
-    """Transitions and values as they are written, not checked together. Raises ChainError for a line that cannot be read."""
-    texts = [t for t in lines.splitlines() if t.strip()] if isinstance(lines, str) else list(lines)
-    return [t for number, text in enumerate(texts, 1) for t in _parse_line(text, f"chain, line {number}")]
-
-
 def _share_of(transition: Transition, stage: str, kind: str | None) -> str:
     """One class of a transition as a formula in its logits z."""
     if kind is not None:
@@ -330,180 +274,3 @@ def _share_of(transition: Transition, stage: str, kind: str | None) -> str:
 def _with_last(items: Sequence[_Item]) -> Iterator[tuple[_Item, bool]]:
     """Every item, and whether it is the last."""
     return ((item, number == len(items) - 1) for number, item in enumerate(items))
-
-
-def _parse_line(text: object, where: str) -> list[Transition]:
-    if not isinstance(text, str):
-        raise ChainError(f"{where}: {text!r} is not text. Write it as impression -> click, in quotes if need be.")
-    stages, *amounts = text.split("=>")
-    if len(amounts) > 1 or any("->" in a for a in amounts):
-        raise ChainError(f"{where}: '{text.strip()}' goes on after a value, which nothing follows. End the line there.")
-    segments = [_parse_outcomes(part, where, text) for part in stages.split("->")]
-    if len(segments) + len(amounts) < 2:
-        raise ChainError(f"{where}: '{text.strip()}' has no arrow. Write parent -> child, as in impression -> click.")
-    for outcomes, otherwise in segments if amounts else segments[:-1]:
-        if len(outcomes) > 1 or otherwise:
-            names = [*outcomes, *([otherwise] if otherwise else [])]
-            raise ChainError(
-                f"{where}: '{text.strip()}' goes on after a choice of {' and '.join(names)}, so it is not clear which of"
-                f" them goes on. End the line there and start a new one for each, as in {names[0]} -> ..."
-            )
-    steps = [
-        Transition(before[0][0], outcomes, otherwise) for before, (outcomes, otherwise) in itertools.pairwise(segments)
-    ]
-    return [*steps, *(_parse_value(segments[-1][0][0], amount, where, text) for amount in amounts)]
-
-
-def _parse_value(parent: str, amount: str, where: str, line: str) -> Value:
-    names, otherwise = _parse_outcomes(amount, where, line)
-    if len(names) > 1 or otherwise:
-        raise ChainError(f"{where}: '{line.strip()}' has more than one value. Write a line for each.")
-    return Value(parent, names)
-
-
-def _parse_outcomes(part: str, where: str, line: str) -> tuple[tuple[str, ...], str | None]:
-    named, *rest = re.split(r"\belse\b", part)
-    names = [n.strip() for n in named.split("|")]
-    otherwise = rest[0].strip() if rest else None
-    for name in [*names, *([] if otherwise is None else [otherwise])]:
-        if not _NAME.fullmatch(name):
-            raise ChainError(
-                f"{where}: '{name}' in '{line.strip()}' is not a name of a stage. Names are letters, digits and"
-                " underscores, and the line reads parent -> a | b else c."
-            )
-    if len(rest) > 1:
-        raise ChainError(f"{where}: '{line.strip()}' has two 'else'. One stage takes all that is left.")
-    return tuple(names), otherwise
-
-
-def _in_topological_order(transitions: Iterable[Transition]) -> tuple[tuple[str, ...], tuple[Transition, ...]]:
-    """Stages and transitions, parents before children, otherwise as they were written."""
-    waiting = list(transitions)
-    names = list(dict.fromkeys(n for t in waiting for n in (t.parent, *t.children)))
-    children = {c for t in waiting for c in t.children}
-    stages = [n for n in names if n not in children]
-    placed: list[Transition] = []
-    for stage in stages:  # it grows: a stage joins when all that leads to it is placed
-        placed += [t for t in waiting if t.parent == stage]
-        waiting = [t for t in waiting if t.parent != stage]
-        pending = {c for t in waiting for c in t.children}
-        ready = dict.fromkeys(c for t in placed for c in t.children if c not in pending)
-        stages += [c for c in ready if c not in stages]
-    if waiting:
-        raise ChainError(_describe_cycle(waiting))
-    return tuple(stages), tuple(placed)
-
-
-def _describe_cycle(waiting: Sequence[Transition]) -> str:
-    before = {c: t.parent for t in waiting for c in t.children}
-    path = [waiting[0].parent]
-    while before.get(path[-1], path[0]) not in path:
-        path.append(before[path[-1]])
-    start = before.get(path[-1], path[0])
-    cycle = [start, *reversed(path[path.index(start) :])]
-    return (
-        f"chain: {' -> '.join(cycle)} is a cycle, and a stage cannot come before itself. Remove one of its arrows; a"
-        " repeated action needs a stage of its own, such as second_click."
-    )
-
-
-def _check_values(stages: Sequence[str], values: Sequence[Value]) -> None:
-    names = [v.amount for v in values]
-    for v in values:
-        if v.amount in stages or v.parent in names:
-            both = v.amount if v.amount in stages else v.parent
-            raise ChainError(
-                f"chain: '{both}' is a value, so nothing follows it and no -> leads to it. Call the stage otherwise, or let"
-                " the line end at the value."
-            )
-        if v.parent not in stages:
-            raise ChainError(
-                f"chain: '{v}' measures '{v.amount}' at a stage that the chain does not have."
-                f"{did_you_mean(v.parent, stages)}"
-            )
-        if names.count(v.amount) > 1:
-            raise ChainError(f"chain: there are two values '{v.amount}'. Give each a name of its own.")
-
-
-def _check_single_root(chain: Chain) -> None:
-    roots = [s for s in chain.stages if not chain.arrivals(s)]
-    if len(roots) > 1:
-        reached = [s for s in chain.stages if s not in roots]
-        raise ChainError(
-            f"chain: it has {len(roots)} roots, {' and '.join(repr(r) for r in roots)}, but every row of the data is one"
-            f" and the same first stage. Add a line that leads to '{roots[1]}', or mend its name."
-            f"{did_you_mean(roots[1], reached)}"
-        )
-
-
-def _check_names(chain: Chain) -> None:
-    for stage in (*chain.stages, *(v.amount for v in chain.values)):
-        if "_given_" in f"{stage}_":
-            raise ChainError(f"chain: '{stage}' contains '_given', which names conditionals. Choose another name.")
-    for stage in chain.stages:
-        if stage in chain.otherwise and any(stage != t.otherwise for t in chain.arrivals(stage)):
-            raise ChainError(
-                f"chain: '{stage}' is an else stage in one transition and an outcome in another, so its label neither"
-                " follows nor is read. Use two names."
-            )
-        parents = [t.parent for t in chain.transitions for child in t.children if child == stage]
-        if len(set(parents)) < len(parents):
-            parent = max(parents, key=parents.count)
-            raise ChainError(
-                f"chain: '{stage}' is reached twice from '{parent}'. Write {parent} -> {stage} once; a later line can start"
-                f" at '{stage}'."
-            )
-
-
-def _check_transitions_have_one_name_each(chain: Chain) -> None:
-    for one, other in itertools.combinations(chain.heads, 2):
-        if one.name == other.name:
-            raise ChainError(
-                f"chain: '{one}' and '{other}' are both called {one.name}, so they would share one tower. Rename a stage."
-            )
-
-
-def _check_parents_exclude_each_other(chain: Chain) -> None:
-    for stage in chain.stages:
-        for one, other in itertools.combinations(chain.parents(stage), 2):
-            if not _exclude(chain, one, other):
-                raise ChainError(_describe_overlap(chain, stage, one, other))
-
-
-def _describe_overlap(chain: Chain, stage: str, one: str, other: str) -> str:
-    if chain.leads(one, other) or chain.leads(other, one):
-        early, late = (one, other) if chain.leads(one, other) else (other, one)
-        return (
-            f"chain: '{stage}' is reached from '{early}' and from '{late}', but whoever reaches '{late}' has passed"
-            f" '{early}', so P({stage}) would be counted twice. Give the rest of '{early}' a name, as in {early} -> ..."
-            f" else rest, and write rest -> {stage} instead of {early} -> {stage}."
-        )
-    common = next(s for s in reversed(chain.stages) if s in chain.ancestors(one) & chain.ancestors(other))
-    after = [c for t in chain.departures(common) for c in t.children]
-    first, second = (next(c for c in after if chain.leads(c, end)) for end in (one, other))
-    return (
-        f"chain: '{stage}' is reached from '{one}' and from '{other}', but a user can do both, so P({stage}) would be"
-        f" counted twice. Make them outcomes of one transition: {common} -> {first} | {second}."
-    )
-
-
-def _exclude(chain: Chain, one: str, other: str) -> bool:
-    """Whether no row can reach both stages: every pair of paths to them parts at some transition."""
-    order = {t: i for i, t in enumerate(chain.transitions)}
-    memo: dict[tuple[Transition, str, Transition, str], bool] = {}
-
-    def part(t: Transition, a: str, u: Transition, b: str) -> bool:
-        """Whether arriving at `a` through `t` and at `b` through `u` is impossible together."""
-        if t == u:
-            return a != b
-        if order[t] < order[u]:
-            t, a, u, b = u, b, t, a
-        key = (t, a, u, b)
-        if key not in memo:
-            before = chain.arrivals(t.parent)
-            memo[key] = bool(before) and all(part(s, t.parent, u, b) for s in before)
-        return memo[key]
-
-    if chain.root in (one, other):
-        return False
-    return all(part(t, one, u, other) for t in chain.arrivals(one) for u in chain.arrivals(other))

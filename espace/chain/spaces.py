@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 
 
 class Space(NamedTuple):

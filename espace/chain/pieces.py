@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from espace.chain import Chain, read_lines
+from espace.chain.chain import Chain
+from espace.chain.grammar import read_lines
 from espace.errors import ChainError, did_you_mean
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from espace.chain import Chain
+from espace.chain.chain import Chain
 from espace.errors import ConfigError, NonFiniteError, did_you_mean
 
 MAX_LENGTH = 1_000
