@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from espace.chain.terms import Term, ValueTerms
     from espace.experiment import Experiment
     from espace.features import ExtraTable, Features, FeatureSpec, Field
-    from espace.hookspecs import Register, hookimpl
+    from espace.registry.hookspecs import Register, hookimpl
     from espace.runs import Run, load
 
 __version__ = "0.1.0"
@@ -79,8 +79,8 @@ _HOME = {
     "ExtraTable": "features",
     "Features": "features",
     "Field": "features",
-    "hookimpl": "hookspecs",
-    "Register": "hookspecs",
+    "hookimpl": "registry.hookspecs",
+    "Register": "registry.hookspecs",
     "ChainPiece": "chain.pieces",
     "Probabilities": "chain.probability",
     "Scored": "chain.scored",

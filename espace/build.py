@@ -23,7 +23,7 @@ from espace.embedding import Embedding
 from espace.errors import ConfigError, EspaceError
 from espace.features import FeatureSpec
 from espace.model import Model
-from espace.plugins import Registry
+from espace.registry.registry import Registry
 
 
 def make(registry: Registry, kind: str, component: Component, *given: Any, where: str) -> Any:

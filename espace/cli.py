@@ -230,7 +230,7 @@ def schema(
         import json
 
         from espace.config import json_schema
-        from espace.plugins import load as load_plugins
+        from espace.registry.registry import load as load_plugins
 
         typer.echo(json.dumps(json_schema(load_plugins(plugin or [])), indent=2))
 
@@ -282,7 +282,7 @@ def new(
     Example: espace new tower cross_net
     """
     with _told(debug):
-        from espace.new import create
+        from espace.registry.new import create
 
         typer.echo(create(kind, name, folder))
 

@@ -59,8 +59,8 @@ from espace.evaluation import Judge, TermMeans
 from espace.memory import keep_freed
 from espace.model import Model
 from espace.optim import load_kernels
-from espace.plugins import Registry
 from espace.precision import default_precision
+from espace.registry.registry import Registry
 from espace.report import Report
 from espace.runs import Run, artefact_of, config_file, load, new_folder, removed_if_empty, write_results, write_start
 

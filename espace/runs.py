@@ -31,9 +31,9 @@ from espace.data.vocabulary import Vocabulary
 from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model import Model
 from espace.optim import settle
-from espace.plugins import Registry
-from espace.plugins import load as load_plugins
 from espace.precision import autocast, default_precision
+from espace.registry.registry import Registry
+from espace.registry.registry import load as load_plugins
 
 PACKAGES = (
     "espace",

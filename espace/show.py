@@ -27,8 +27,8 @@ from espace.data.columns import FEATURE_TYPES
 from espace.embedding import feature_spec
 from espace.errors import ConfigError, did_you_mean
 from espace.experiment import Experiment, build_model_probe
-from espace.plugins import KINDS, Entry
-from espace.plugins import load as load_plugins
+from espace.registry.registry import KINDS, Entry
+from espace.registry.registry import load as load_plugins
 
 
 def describe(experiment: Experiment) -> str:

@@ -6,7 +6,6 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from espace import plugins
 from espace.data.readers import Files, arrow, csv, parquet
 from espace.data.simulator import Simulator
 from espace.features import Features, FeatureSpec, Field
@@ -23,6 +22,7 @@ from espace.metrics.value import ValueMetric
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.ordered import Ordered
 from espace.objectives.parent_space import ParentSpace
+from espace.registry import registry as plugins
 from espace.samplers.negative_downsample import NegativeDownsample
 from espace.samplers.none import NoSampler
 from espace.samplers.oversample import Oversample

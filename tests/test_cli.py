@@ -11,7 +11,7 @@ import typer
 
 from espace.cli import app
 from espace.config import json_schema
-from espace.plugins import KINDS, load
+from espace.registry.registry import KINDS, load
 from tests.shop import CONFIG, SPLITS, Said, Shop, rows
 
 COMMANDS = ["fit", "check", "show", "evaluate", "predict", "list", "schema", "new"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from espace.compiling import Compiled
-from espace.plugins import load
+from espace.registry.registry import load
 from espace.testing.features import as_float, example_features, example_spec, rows_of
 from tests.test_lightning import lines, train, weights
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator, Field
 
 from espace import config as configuration
-from espace import plugins
 from espace.config import Config, load, save
 from espace.config.schema import DEFAULTS, PARTS
 from espace.config.validate import describe, typed
 from espace.config.yamlfile import dump, parse, parse_value
 from espace.errors import ConfigError, EspaceError, PluginError
-from espace.plugins import Entry, Registry
+from espace.registry import registry as plugins
+from espace.registry.registry import Entry, Registry
 
 
 class Mlp:

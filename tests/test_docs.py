@@ -12,12 +12,13 @@ import typer
 import yaml
 
 import espace
-from espace import errors, hookspecs
+from espace import errors
 from espace.cli import app
 from espace.config.schema import DATA_KEYS, DEFAULTS, Data, Embedding, Fields, Optimizer, Split, Stage
 from espace.data.columns import FEATURE_TYPES
-from espace.plugins import KINDS, Entry, load
-from espace.signature import given_of, options_of
+from espace.registry import hookspecs
+from espace.registry.registry import KINDS, Entry, load
+from espace.registry.signature import given_of, options_of
 from tests import pages
 
 DOCS = pages.HOME / "docs"

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from espace.experiment import Experiment
-from espace.plugins import load
+from espace.registry.registry import load
 from espace.runs import Run
 
 HOME = Path(__file__).parent.parent

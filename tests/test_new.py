@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from espace import new, plugins
 from espace.errors import EspaceError
+from espace.registry import new
+from espace.registry import registry as plugins
 from tests.shop import Shop
 
 HOME = Path(__file__).parents[1]

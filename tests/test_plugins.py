@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import pytest
 from annotated_types import Gt
 
-from espace import hookspecs, plugins
 from espace.errors import PluginError
-from espace.plugins import KINDS, Entry, Registry
+from espace.registry import hookspecs
+from espace.registry import registry as plugins
+from espace.registry.registry import KINDS, Entry, Registry
 
 TOWER = """
     import espace

@@ -21,7 +21,7 @@ from espace.evaluation import Terms
 from espace.experiment import Experiment
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
-from espace.plugins import load
+from espace.registry.registry import load
 from tests.chains import chain_of
 
 CELLS = 3  # kinds of rows; within one every row has the same probabilities

@@ -20,7 +20,7 @@ from espace.errors import ConfigError, PluginError
 from espace.evaluation import Terms, Utilisation
 from espace.experiment import Experiment
 from espace.model import Model
-from espace.plugins import Registry, load
+from espace.registry.registry import Registry, load
 from espace.show import catalogue
 from espace.testing import random_labels
 from tests.papers.loops import linear, softmax

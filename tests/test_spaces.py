@@ -23,7 +23,7 @@ from espace.config import Config, override
 from espace.errors import ConfigError
 from espace.evaluation import scored
 from espace.experiment import Experiment
-from espace.plugins import load
+from espace.registry.registry import load
 from espace.stages.lognormal import LogNormal
 from espace.testing.chains import CHAINS
 from tests.metrics.test_truth import plain_correlation, plain_ranks

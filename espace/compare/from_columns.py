@@ -19,7 +19,7 @@ from espace.data.scan import Task, scan_other
 from espace.data.stream import Plan, Stream
 from espace.errors import DataError
 from espace.experiment import Evaluated, See, evaluate, open_parts
-from espace.plugins import Registry
+from espace.registry.registry import Registry
 from espace.runs import Run
 
 _LEAST = 1e-35  # what stands for a probability of 0, so that its logarithm is a number, in float32 too

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from espace import plugins
 from espace.config import crosscheck
 from espace.config.json_schema import json_schema
 from espace.config.overrides import apply
@@ -25,7 +24,8 @@ from espace.config.schema import DEFAULTS, Component, Fields
 from espace.config.validate import check
 from espace.config.yamlfile import MAX_DEPTH, MAX_NODES, Key, Problem, Source, dotted, dump, read, show
 from espace.errors import ConfigError, did_you_mean
-from espace.plugins import Registry
+from espace.registry import registry as plugins
+from espace.registry.registry import Registry
 
 __all__ = [
     "Component",

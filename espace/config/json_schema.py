@@ -7,7 +7,7 @@ from typing import Any
 from espace.config.parts import entries_of
 from espace.config.schema import DATA_KEYS, DEFAULTS, NAMED_PARTS, PARTS, Fields
 from espace.config.validate import options_model
-from espace.plugins import Entry, Registry
+from espace.registry.registry import Entry, Registry
 
 Json = dict[str, Any]
 

@@ -14,7 +14,7 @@ from espace.config.schema import DATA_KEYS, DEFAULTS, EXPERT, NAMED_PARTS, PARTS
 from espace.config.validate import bind
 from espace.config.yamlfile import Key, Problem, show
 from espace.errors import ChainError, EspaceError, PluginError, did_you_mean
-from espace.plugins import Entry, Registry, one
+from espace.registry.registry import Entry, Registry, one
 
 
 @cache

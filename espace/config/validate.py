@@ -17,8 +17,8 @@ from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from espace.config.yamlfile import Key, Problem, scalar, show
 from espace.errors import PluginError, did_you_mean
-from espace.plugins import Entry, one
-from espace.signature import given_of
+from espace.registry.registry import Entry, one
+from espace.registry.signature import given_of
 
 
 class Section(BaseModel):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from espace.features import Features, FeatureSpec
-from espace.signature import accepts
+from espace.registry.signature import accepts
 from espace.testing.features import example_features
 from espace.testing.law import law
 from espace.testing.modules import ModuleLaws

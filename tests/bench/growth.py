@@ -30,8 +30,8 @@ from espace.data.vocabulary import FIRST
 from espace.experiment import build_judge
 from espace.lightning import Training, make_trainer
 from espace.optim import LazyAdam
-from espace.plugins import load
 from espace.precision import autocast, default_precision
+from espace.registry.registry import load
 
 DIM, HIDDEN, WARM_UP, DISTINCT = 18, [360, 200, 80], 8, 6
 

@@ -25,7 +25,7 @@ from espace.config import Config
 from espace.experiment import Experiment
 from espace.lightning import Training
 from espace.optim import LazyAdam
-from espace.plugins import load
+from espace.registry.registry import load
 from tests.bench.data import SIZES, experiment, write
 
 WARM_UP = 10

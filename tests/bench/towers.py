@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from espace.plugins import load
+from espace.registry.registry import load
 from tests.bench.data import SIZES, write
 from tests.bench.step import with_espace
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import pluggy
 
-from espace import hookspecs
 from espace.errors import PluginError, did_you_mean
-from espace.signature import Option, accepts, options_of, place_of
+from espace.registry import hookspecs
+from espace.registry.signature import Option, accepts, options_of, place_of
 
 KINDS = ("towers", "sharing", "links", "objectives", "samplers", "weightings", "stages", "pieces", "metrics", "readers")
 BUILTIN = (

@@ -18,7 +18,7 @@ import yaml
 
 from espace import __version__
 from espace.errors import EspaceError
-from espace.plugins import KINDS, load, one
+from espace.registry.registry import KINDS, load, one
 
 SCAFFOLD = Path(__file__).parent / "scaffold"
 
