@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from espace import errors, testing
-    from espace.batch import Batch, Ragged
     from espace.blocks import Activation, Count, Dropout, FieldMatrix, FirstOrder, Gate, Norm, dense
     from espace.chain.chain import Chain
     from espace.chain.grammar import Transition, Value
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from espace.chain.probability import Probabilities
     from espace.chain.scored import Scored, ScoredValue
     from espace.chain.terms import Term, ValueTerms
+    from espace.data.batch import Batch, Ragged
     from espace.experiment import Experiment
     from espace.features import ExtraTable, Features, FeatureSpec, Field
     from espace.registry.hookspecs import Register, hookimpl
@@ -60,9 +60,9 @@ __all__ = [
 ]
 
 _HOME = {
-    "Batch": "batch",
+    "Batch": "data.batch",
     "Labels": "chain.labels",
-    "Ragged": "batch",
+    "Ragged": "data.batch",
     "Activation": "blocks",
     "Count": "blocks",
     "Dropout": "blocks",

@@ -16,9 +16,9 @@ from espace.chain.scored import Scored, ScoredValue
 from espace.chain.scores import Score, parse, predictions
 from espace.chain.spaces import Space, spaces
 from espace.config import Component, Config
-from espace.data.columns import FEATURE_TYPES, Feature, Sequence, is_categorical
-from espace.data.encode import Encoder, Layout
-from espace.data.stream import Sampler
+from espace.data.encoding.columns import FEATURE_TYPES, Feature, Sequence, is_categorical
+from espace.data.encoding.encode import Encoder, Layout
+from espace.data.stream.stream import Sampler
 from espace.embedding import Embedding
 from espace.errors import ConfigError, EspaceError
 from espace.features import FeatureSpec

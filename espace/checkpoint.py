@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import torch
 
-from espace.data.cache import content_digest
+from espace.data.reading.cache import content_digest
 from espace.errors import RunError
 
 

@@ -300,7 +300,7 @@ def prepare(
     Example: espace prepare ali-ccp downloads/ali-ccp ali-ccp
     """
     with _told(debug):
-        from espace.prepare import prepare as prepare_release
+        from espace.data.raw.prepare import prepare as prepare_release
 
         prepare_release(release, raw, out, quiet)
 

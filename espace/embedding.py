@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espace.batch import Batch, Ragged
-from espace.data.columns import Bag, Feature, Number, Vector
-from espace.data.columns import Sequence as History
-from espace.data.encode import Layout, ordered_ids, width_of
+from espace.data.batch import Batch, Ragged
+from espace.data.encoding.columns import Bag, Feature, Number, Vector
+from espace.data.encoding.columns import Sequence as History
+from espace.data.encoding.encode import Layout, ordered_ids, width_of
 from espace.features import Features, FeatureSpec, Field
 
 

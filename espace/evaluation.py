@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from espace.batch import Batch
 from espace.blocks import Gate
 from espace.chain.chain import Chain
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
 from espace.chain.scored import Scored, ScoredValue
 from espace.chain.spaces import Space
+from espace.data.batch import Batch
 from espace.errors import NonFiniteError
 
 Objective = Callable[[Probabilities, Labels], Mapping[str, tuple[Tensor, Tensor]]]

@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import nn
 
 import espace.config as configuration
-from espace.batch import Batch
 from espace.build import (
     build_encoder,
     build_metrics,
@@ -45,15 +44,16 @@ from espace.checkpoint import read_checkpoint
 from espace.config import Config
 from espace.config.validate import describe
 from espace.config.yamlfile import show
-from espace.data import audit
-from espace.data.columns import Bag, column_of
-from espace.data.encode import Encoder
-from espace.data.labels import Limits
-from espace.data.readers import Reader
-from espace.data.scan import Scan, Task, scan_other, scan_training
-from espace.data.split import Between, HeldOut, Part, Sampled
-from espace.data.stream import Plan, Scoring, Stream
-from espace.data.table import Problems, release_memory
+from espace.data.auditing import audit
+from espace.data.auditing.scan import Scan, Task, scan_other, scan_training
+from espace.data.batch import Batch
+from espace.data.encoding.columns import Bag, column_of
+from espace.data.encoding.encode import Encoder
+from espace.data.encoding.labels import Limits
+from espace.data.encoding.table import Problems, release_memory
+from espace.data.reading.readers import Reader
+from espace.data.reading.split import Between, HeldOut, Part, Sampled
+from espace.data.stream.stream import Plan, Scoring, Stream
 from espace.errors import ConfigError, DataError, NonFiniteError, RunError, did_you_mean
 from espace.evaluation import Judge, TermMeans
 from espace.memory import keep_freed
@@ -505,7 +505,7 @@ class _Training:
     def run(self, resume: bool) -> bool:
         """Train. True on the rank that has to finish the run."""
         from espace.callbacks import Checkpoints, Interrupts
-        from espace.data.module import gpu_of
+        from espace.data.stream.module import gpu_of
         from espace.lightning import make_trainer
 
         config, monitored = self.config, "validation" in self.prepared.parts
@@ -564,7 +564,7 @@ class _Training:
         return self.prepared.parts["train"].identity
 
     def _data(self, monitored: bool) -> Any:
-        from espace.data.module import DataModule
+        from espace.data.stream.module import DataModule
 
         data = self.config.data
         plan = self.prepared.plan(self.config)

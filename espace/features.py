@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from espace.batch import Ragged
+from espace.data.batch import Ragged
 from espace.errors import EspaceError, did_you_mean
 
 

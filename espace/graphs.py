@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from espace.batch import Batch
+from espace.data.batch import Batch
 from espace.embedding import Table
 from espace.errors import EspaceError
 

@@ -18,10 +18,10 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from espace.batch import Batch
 from espace.checkpoint import read_checkpoint, write_checkpoint
 from espace.config import Config
 from espace.config.validate import did_you_mean_or_home
+from espace.data.batch import Batch
 from espace.embedding import Table
 from espace.errors import ConfigError, NonFiniteError
 from espace.evaluation import Judge, Objective, Terms, Utilisation, check_finite

@@ -19,8 +19,8 @@ from rich.text import Text
 from espace.build import chain_of, labels_of, spaces_of, term_weights
 from espace.chain.grammar import Value
 from espace.config import Config
-from espace.data.scan import Scan
-from espace.data.tally import Tally
+from espace.data.auditing.scan import Scan
+from espace.data.auditing.tally import Tally
 from espace.model import Model
 
 Curves = Mapping[str, Mapping[str, Mapping[str, list[float]]]]

@@ -18,16 +18,16 @@ import torch
 from torch import nn
 
 import espace.config as configuration
-from espace.batch import Batch
 from espace.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
 from espace.chain.probability import Probabilities
 from espace.chain.scores import Numbers, predictions
 from espace.checkpoint import read_checkpoint
 from espace.config import Config
-from espace.data.encode import Encoder, learnt_from_state
-from espace.data.readers import Reader
-from espace.data.table import Columns
-from espace.data.vocabulary import Vocabulary
+from espace.data.batch import Batch
+from espace.data.encoding.encode import Encoder, learnt_from_state
+from espace.data.encoding.table import Columns
+from espace.data.encoding.vocabulary import Vocabulary
+from espace.data.reading.readers import Reader
 from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model import Model
 from espace.optim import settle

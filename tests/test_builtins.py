@@ -6,8 +6,8 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from espace.data.readers import Files, arrow, csv, parquet
-from espace.data.simulator import Simulator
+from espace.data.reading.readers import Files, arrow, csv, parquet
+from espace.data.simulator.simulator import Simulator
 from espace.features import Features, FeatureSpec, Field
 from espace.links.aitm import AITM
 from espace.links.none import NoLink

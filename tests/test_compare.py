@@ -17,13 +17,13 @@ import torch
 import yaml
 from sklearn.metrics import log_loss, roc_auc_score
 
-from espace.batch import Batch
 from espace.chain.chain import Chain
 from espace.compare import compare
 from espace.compare.comparison import Comparison
 from espace.compare.from_columns import FromColumns
 from espace.compare.outcome import Outcome
 from espace.compare.statistics import difference
+from espace.data.batch import Batch
 from espace.errors import ConfigError, DataError
 from espace.runs import load
 from tests import pages

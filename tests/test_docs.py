@@ -15,7 +15,7 @@ import espace
 from espace import errors
 from espace.cli import app
 from espace.config.schema import DATA_KEYS, DEFAULTS, Data, Embedding, Fields, Optimizer, Split, Stage
-from espace.data.columns import FEATURE_TYPES
+from espace.data.encoding.columns import FEATURE_TYPES
 from espace.registry import hookspecs
 from espace.registry.registry import KINDS, Entry, load
 from espace.registry.signature import given_of, options_of

@@ -5,12 +5,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from espace.batch import Ragged
 from espace.chain.chain import Chain
-from espace.data.columns import Bag, Id, Number, Sequence, Vector
-from espace.data.encode import Encoder
-from espace.data.learn import Learner
-from espace.data.table import Columns
+from espace.data.batch import Ragged
+from espace.data.encoding.columns import Bag, Id, Number, Sequence, Vector
+from espace.data.encoding.encode import Encoder
+from espace.data.encoding.learn import Learner
+from espace.data.encoding.table import Columns
 from espace.embedding import Embedding, feature_spec
 from espace.links.none import NoLink
 from espace.model import Model

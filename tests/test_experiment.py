@@ -17,7 +17,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 import espace
 from espace import experiment
 from espace.build import build_model, build_objective, build_weighting
-from espace.data.stream import Plan, Stream
+from espace.data.stream.stream import Plan, Stream
 from espace.evaluation import Terms
 from espace.experiment import Experiment, prepare
 from espace.report import Report

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espace.batch import Batch, Ragged
 from espace.checkpoint import read_checkpoint
+from espace.data.batch import Batch, Ragged
 from espace.embedding import Table
 from espace.experiment import Experiment, _Training, prepare
 from espace.graphs import Graphed

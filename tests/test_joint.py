@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import espace
-from espace.batch import Batch
 from espace.chain.chain import Chain
 from espace.chain.grammar import Transition
 from espace.chain.probability import Probabilities
 from espace.chain.spaces import Space
+from espace.data.batch import Batch
 from espace.errors import ChainError, ConfigError
 from espace.evaluation import Judge, TermMeans
 from espace.experiment import Experiment

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from espace.batch import Batch
 from espace.chain.chain import Chain
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
+from espace.data.batch import Batch
 from espace.evaluation import Terms
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace

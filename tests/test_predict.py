@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import espace
-from espace.data.readers import Files
+from espace.data.reading.readers import Files
 from espace.errors import DataError
 from tests.shop import CONFIG, Shop, put, rows
 

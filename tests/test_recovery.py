@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from espace.batch import Batch
 from espace.chain.chain import Chain
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
 from espace.chain.terms import ValueTerms
 from espace.config import Config
-from espace.data.labels import resolve
+from espace.data.batch import Batch
+from espace.data.encoding.labels import resolve
 from espace.evaluation import Terms
 from espace.experiment import Experiment
 from espace.objectives.entire_space import EntireSpace

@@ -13,7 +13,7 @@ import torch
 
 from espace.callbacks import Checkpoints
 from espace.checkpoint import read_checkpoint
-from espace.data.split import Part
+from espace.data.reading.split import Part
 from espace.errors import DataError, RunError
 from espace.experiment import Experiment, Prepared, _Training, prepare
 from espace.report import Report

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import espace
-from espace.batch import Batch
 from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
-from espace.data.encode import Encoder
+from espace.data.batch import Batch
+from espace.data.encoding.encode import Encoder
 from espace.evaluation import Terms
 from espace.model import _after_sampling
 from espace.objectives.entire_space import EntireSpace

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from espace.batch import Batch, Ragged
 from espace.blocks import Gate
 from espace.build import build_encoder, build_model, build_objective, chain_of, features_of
 from espace.config import Config, json_schema, load_with_plugins
-from espace.data.columns import is_categorical, is_list, table_of
-from espace.data.encode import Layout, ordered_ids
+from espace.data.batch import Batch, Ragged
+from espace.data.encoding.columns import is_categorical, is_list, table_of
+from espace.data.encoding.encode import Layout, ordered_ids
 from espace.errors import ConfigError, PluginError
 from espace.evaluation import Terms, Utilisation
 from espace.experiment import Experiment

@@ -13,13 +13,13 @@ import torch
 import yaml
 from sklearn.metrics import log_loss, roc_auc_score
 
-from espace.batch import Batch
 from espace.build import build_metrics, metric_names, spaces_of
 from espace.chain.chain import Chain
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
 from espace.chain.spaces import Space, of_potential, spaces
 from espace.config import Config, override
+from espace.data.batch import Batch
 from espace.errors import ConfigError
 from espace.evaluation import scored
 from espace.experiment import Experiment

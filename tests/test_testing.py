@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 import espace
 from espace import Chain, testing
-from espace.data.readers import Piece
+from espace.data.reading.readers import Piece
 from espace.errors import DataError
 from espace.testing import (
     LinkTests,

@@ -14,16 +14,16 @@ import pytest
 import torch
 
 import espace
-from espace.batch import Batch
 from espace.build import build_objective, term_weights
 from espace.chain.chain import Chain
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
 from espace.config import load
-from espace.data.encode import Encoder
-from espace.data.encoded import _read, _write
-from espace.data.labels import resolve
-from espace.data.simulator import Simulator
+from espace.data.batch import Batch
+from espace.data.encoding.encode import Encoder
+from espace.data.encoding.encoded import _read, _write
+from espace.data.encoding.labels import resolve
+from espace.data.simulator.simulator import Simulator
 from espace.errors import ChainError, ConfigError, DataError
 from espace.evaluation import Terms
 from espace.experiment import Experiment, _Training, prepare

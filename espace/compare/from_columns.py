@@ -8,15 +8,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from espace.batch import Batch
 from espace.build import build_objective, build_weighting, chain_of, extras_of, labels_of, rows_at_once
 from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
 from espace.config import Config
-from espace.data import audit
-from espace.data.encode import Encoder
-from espace.data.scan import Task, scan_other
-from espace.data.stream import Plan, Stream
+from espace.data.auditing import audit
+from espace.data.auditing.scan import Task, scan_other
+from espace.data.batch import Batch
+from espace.data.encoding.encode import Encoder
+from espace.data.stream.stream import Plan, Stream
 from espace.errors import DataError
 from espace.experiment import Evaluated, See, evaluate, open_parts
 from espace.registry.registry import Registry

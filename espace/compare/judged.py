@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import espace.config as configuration
-from espace.batch import Batch
 from espace.build import spaces_of
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
@@ -25,6 +24,7 @@ from espace.chain.spaces import Space
 from espace.compare.from_columns import judge_columns
 from espace.compare.planned import Planned
 from espace.compare.statistics import Ranked
+from espace.data.batch import Batch
 from espace.errors import DataError
 from espace.evaluation import scored
 from espace.experiment import evaluate_run

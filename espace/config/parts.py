@@ -20,7 +20,7 @@ from espace.registry.registry import Entry, Registry, one
 @cache
 def feature_entries() -> dict[str, Entry]:
     """The kinds of features, as entries."""
-    from espace.data.columns import FEATURE_TYPES
+    from espace.data.encoding.columns import FEATURE_TYPES
 
     return {name: Entry("features", name, factory, "espace") for name, factory in FEATURE_TYPES.items()}
 

@@ -1,1 +1,4 @@
-"""From files to batches: readers, vocabularies, encoding, the plan of batches, the audit."""
+"""From files to batches: `reading`, `encoding`, `auditing`, `stream`, each importing only those before it.
+
+A chain and a description of columns come in, `Batch` goes out. No model, no loss, no YAML.
+"""

@@ -59,8 +59,8 @@ BUILTIN = (
     "espace.metrics.gauc",
     "espace.metrics.truth",
     "espace.metrics.value",
-    "espace.data.readers",
-    "espace.data.simulator",
+    "espace.data.reading.readers",
+    "espace.data.simulator.simulator",
 )
 _HOOKS = tuple(f"register_{kind}" for kind in KINDS)
 

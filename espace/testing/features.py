@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from espace.batch import Ragged
+from espace.data.batch import Ragged
 from espace.features import ExtraTable, Features, FeatureSpec, Field
 
 _LENGTHS = {"history": (0, 4), "history_time": (0, 4), "carts": (2, 3)}  # row i has (first + i) % cycle events

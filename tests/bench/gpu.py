@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from espace.data import prefetch
+from espace.data.stream import prefetch
 from espace.experiment import Experiment
 from espace.lightning import Training
 from espace.report import Report

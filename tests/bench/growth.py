@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espace.batch import Batch, Ragged
 from espace.build import build_model, build_objective, build_weighting, layout_without_data
 from espace.config import Config
-from espace.data.vocabulary import FIRST
+from espace.data.batch import Batch, Ragged
+from espace.data.encoding.vocabulary import FIRST
 from espace.experiment import build_judge
 from espace.lightning import Training, make_trainer
 from espace.optim import LazyAdam

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from espace.batch import Batch
 from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
+from espace.data.batch import Batch
 from espace.evaluation import Terms
 from espace.objectives.entire_space import EntireSpace
 from espace.testing import random_labels

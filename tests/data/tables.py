@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from espace.data.readers import Piece
+from espace.data.reading.readers import Piece
 
 
 class Tables:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from espace.chain.chain import Chain
-from espace.data.columns import Bag, Hash, Id, Number, Sequence, Vector
-from espace.data.encode import Encoder, learnt_from_state
-from espace.data.learn import Learner
-from espace.data.table import Columns
+from espace.data.encoding.columns import Bag, Hash, Id, Number, Sequence, Vector
+from espace.data.encoding.encode import Encoder, learnt_from_state
+from espace.data.encoding.learn import Learner
+from espace.data.encoding.table import Columns
 from espace.errors import DataError
 
 CHAIN = Chain.parse(["impression -> click"])

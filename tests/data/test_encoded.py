@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from espace.data import cache
-from espace.data.encoded import Encoded
-from espace.data.split import HeldOut, Part
+from espace.data.encoding.encoded import Encoded
+from espace.data.reading import cache
+from espace.data.reading.split import HeldOut, Part
 from espace.errors import DataError
 from espace.experiment import Experiment, prepare
 from espace.report import Report
@@ -112,7 +112,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_run(prepared, monkeypatc
 def test_training_does_not_change_what_is_kept(prepared):
     data = prepared(features={"user_id": {"type": "id", "unknown_rate": 0.5}})
     before = encoded(data).piece(0).ids.clone()
-    from espace.data.stream import Plan, Stream
+    from espace.data.stream.stream import Plan, Stream
 
     plan = Plan(data.scans["train"].counts, 64, 0, True, 1000)
     for _ in range(2):

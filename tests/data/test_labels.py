@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from espace.chain.chain import Chain
-from espace.data.labels import read_label, resolve
+from espace.data.encoding.labels import read_label, resolve
 from espace.errors import DataError
 
 FUNNEL = Chain.parse(["impression -> click -> read -> finish"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from espace.data.leaks import _auc, _auc_of_category, _auc_of_number
+from espace.data.auditing.leaks import _auc, _auc_of_category, _auc_of_number
 
 
 def draw(seed: int, rows: int = 2_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from espace.checkpoint import read_checkpoint
-from espace.data import module
-from espace.data.stream import Stream
+from espace.data.stream import module
+from espace.data.stream.stream import Stream
 from espace.errors import NonFiniteError
 from espace.experiment import Experiment, _Training, prepare
 from espace.report import Report

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from espace.batch import Batch, Ragged
-from espace.data.prefetch import prefetched, sent
+from espace.data.batch import Batch, Ragged, sent
+from espace.data.stream.prefetch import prefetched
 from espace.errors import DataError
 
 CPU = torch.device("cpu")
@@ -151,7 +151,7 @@ def test_nothing_is_read_and_no_thread_begins_before_the_first_item_is_asked_for
 def test_a_thread_that_is_reading_or_waiting_keeps_python_from_nothing():
     program = """
 import time, torch
-from espace.data.prefetch import prefetched
+from espace.data.stream.prefetch import prefetched
 from tests.data.test_prefetch import Item
 
 def slow():

@@ -22,8 +22,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espace.data import cache, convert, files, readers, schemas
-from espace.data.readers import Files, Piece
+from espace.data.reading import cache, convert, files, readers, schemas
+from espace.data.reading.readers import Files, Piece
 from espace.errors import DataError
 
 ROWS = 1000
@@ -767,7 +767,7 @@ def start_then(change, tmp_path, ending="parquet"):
 
 
 def formats_cache_clear():
-    from espace.data import formats
+    from espace.data.reading import formats
 
     formats._opened.cache_clear()
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from espace.chain.chain import Chain
-from espace.data import simulator, world
-from espace.data.labels import resolve
-from espace.data.simulator import Simulator
+from espace.data.encoding.labels import resolve
+from espace.data.simulator import arithmetic, simulator, world
+from espace.data.simulator.simulator import Simulator
 from espace.errors import ConfigError, DataError
 
 ROWS = 300_000
@@ -182,7 +182,7 @@ def test_the_means_over_the_hidden_cause_agree_with_an_integral_on_a_fine_grid(g
     density = np.exp(-(grid**2) / 2) / np.exp(-(grid**2) / 2).sum()
     quick, exact = (
         sum(w * np.stack([sigmoid(a + gamma * h), sigmoid(a + gamma * h) * sigmoid(b + gamma * h)]) for h, w in pairs)
-        for pairs in (world._nodes(gamma), zip(grid, density, strict=True))
+        for pairs in (arithmetic.nodes(gamma), zip(grid, density, strict=True))
     )
     np.testing.assert_allclose(quick[1] / quick[0], exact[1] / exact[0], atol=1e-4)
 

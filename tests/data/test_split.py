@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from espace.data.split import Everything, HeldOut, Sampled
+from espace.data.reading.split import Everything, HeldOut, Sampled
 from espace.experiment import Experiment
 
 ROWS = 4_000

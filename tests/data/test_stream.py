@@ -10,14 +10,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-import espace.data.stream as stream_module
-from espace.batch import Batch
+import espace.data.stream.stream as stream_module
 from espace.chain.chain import Chain
-from espace.data.columns import Id, Number, Sequence
-from espace.data.encode import Encoder, NumberStats
-from espace.data.split import Between, HeldOut, Part
-from espace.data.stream import Plan, Stream
-from espace.data.vocabulary import Vocabulary
+from espace.data.batch import Batch
+from espace.data.encoding.columns import Id, Number, Sequence
+from espace.data.encoding.encode import Encoder, NumberStats
+from espace.data.encoding.vocabulary import Vocabulary
+from espace.data.reading.split import Between, HeldOut, Part
+from espace.data.stream.stream import Plan, Stream
 from espace.errors import DataError
 from tests.data.tables import Tables
 

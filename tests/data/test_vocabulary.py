@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espace.data.columns import Feature, Id
-from espace.data.learn import Learner
-from espace.data.table import Columns
-from espace.data.vocabulary import FIRST, NULL, UNKNOWN, ValueCounts, Vocabulary, canonical, hash_rows, key_of
+from espace.data.encoding.columns import Feature, Id
+from espace.data.encoding.learn import Learner
+from espace.data.encoding.table import Columns
+from espace.data.encoding.vocabulary import FIRST, NULL, UNKNOWN, ValueCounts, Vocabulary, canonical, hash_rows, key_of
 from espace.errors import DataError
 
 INTS = st.lists(st.none() | st.integers(-(2**63), 2**63 - 1) | st.integers(-5, 50), max_size=30)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espace.batch import Batch
 from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
-from espace.data.labels import resolve
+from espace.data.batch import Batch
+from espace.data.encoding.labels import resolve
 from espace.evaluation import Terms
 
 ROWS = 500

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from espace.batch import Batch
 from espace.build import build_encoder, build_model, features_of
 from espace.chain.chain import Chain
+from espace.data.batch import Batch
 from espace.experiment import Experiment
 from espace.objectives.entire_space import EntireSpace
 from espace.testing import random_labels

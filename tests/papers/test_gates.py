@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 
 from espace import Experiment
 from espace.compare.statistics import Ranked
-from espace.data.simulator import Simulator
+from espace.data.simulator.simulator import Simulator
 from espace.runs import Run
 
 FACTOR, RATE = 5, 0.5  # of OVERSAMPLING and AMAN

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from espace.data.encoding.vocabulary import one_array
 from espace.data.raw.lines import BLOCK, Lines, Oddity, Tally, blocks, lines_of, well_formed
 from espace.data.raw.release import Form, Release
 from espace.data.raw.shared import Shared
 from espace.data.raw.state import State, whole
-from espace.data.vocabulary import one_array
 from espace.errors import DataError
 
 PART_BYTES = 64 << 20

@@ -11,7 +11,7 @@ from espace_din import BST
 from espace_din.bst import latest
 
 import espace
-from espace.batch import Ragged
+from espace.data.batch import Ragged
 from espace.testing import TowerTests, example_spec
 
 SIDE = {"history": ["history_time"]}

@@ -7,7 +7,7 @@ import torch
 from espace_din import BST, DIEN, DIN
 
 import espace
-from espace.batch import Ragged
+from espace.data.batch import Ragged
 from espace.errors import DataError
 from espace.testing import example_features, example_spec
 

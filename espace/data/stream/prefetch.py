@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from espace.data.batch import sent
+
 
 class Tensors(Protocol):
     """Something made of tensors, such as a `Batch`."""
@@ -39,13 +41,6 @@ def prefetched(items: Iterable[Item], device: torch.device, ahead: int = 2) -> I
             yield item
     finally:
         reader.stop()
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device. The host does not wait for a copy to a CUDA device, which is made on the current stream."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps pinned memory until the copy from it is made
 
 
 class _Reader(Thread):

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from espace.data.cache import digest
+from espace.data.reading.cache import digest
 from espace.errors import DataError
 
 PADDING, UNKNOWN, NULL, FIRST = 0, 1, 2, 3

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from espace.batch import Batch, Ragged
-from espace.data import cache
-from espace.data.encode import Encoder
-from espace.data.split import Part
+from espace.data.batch import Batch, Ragged
+from espace.data.encoding.encode import Encoder
+from espace.data.reading import cache
+from espace.data.reading.split import Part
 from espace.errors import DataError
 
 _VERSION = 3

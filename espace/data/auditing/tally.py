@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from espace.chain.chain import Chain
 from espace.chain.grammar import Transition
-from espace.data.labels import Column, Resolved
+from espace.data.encoding.labels import Column, Resolved
 
 _EXAMPLES = 3
 

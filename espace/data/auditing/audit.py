@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from espace.chain.chain import Chain
-from espace.data.labels import Limits, Policy
-from espace.data.scan import Scan
-from espace.data.split import Part
+from espace.data.auditing.scan import Scan
+from espace.data.encoding.labels import Limits, Policy
+from espace.data.reading.split import Part
 
 _LEAK = 0.99
 _UNKNOWN = 0.2

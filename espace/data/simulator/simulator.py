@@ -1,4 +1,4 @@
-"""The reader of a simulated world (`espace.data.world`): rows of any chain whose true probabilities are known.
+"""The reader of a simulated world (`espace.data.simulator.world`): rows of any chain whose true probabilities are known.
 
 `true_*` are the probabilities of a row given its features. `potential_<stage>` is drawn for EVERY row: what would follow if
 its parent were reached. Its mean is P(stage given do parent) over all rows with these features, and P(stage given parent) over
@@ -22,8 +22,10 @@ import pyarrow as pa
 
 import espace
 from espace.chain.chain import Chain
-from espace.data.readers import Piece
-from espace.data.world import Count, Impressions, Knobs, Rate, World, number_of
+from espace.data.reading.readers import Piece
+from espace.data.simulator.arithmetic import number_of
+from espace.data.simulator.knobs import Count, Knobs, Rate
+from espace.data.simulator.world import Impressions, World
 from espace.errors import ChainError, ConfigError, DataError, did_you_mean
 
 Column = tuple[str, tuple[str, ...]]  # a method of `Impressions` and what to ask it about

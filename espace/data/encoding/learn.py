@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from espace.data.columns import Bag, Feature, Hash, Id, Number, Vector, column_of, hash_buckets, table_of
-from espace.data.columns import Sequence as History
-from espace.data.encode import NumberStats, transformed
-from espace.data.table import Columns, Problems, on_all_cores
-from espace.data.vocabulary import ValueCounts, Vocabulary
+from espace.data.encoding.columns import Bag, Feature, Hash, Id, Number, Vector, column_of, hash_buckets, table_of
+from espace.data.encoding.columns import Sequence as History
+from espace.data.encoding.encode import NumberStats, transformed
+from espace.data.encoding.table import Columns, Problems, on_all_cores
+from espace.data.encoding.vocabulary import ValueCounts, Vocabulary
 
 _SAMPLE = 200_000
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from espace.data.stream import Stream
+from espace.data.stream.stream import Stream
 from espace.errors import ConfigError
 
 

@@ -22,80 +22,39 @@ and gamma = 0 makes them one. A value has a wish w like every other outcome, and
     x = E[x] exp( noise e - noise^2 / 2 ),   E[x] = mean exp( spread w - spread^2 / 2 ),   e ~ N(0, 1)
 """
 
-# Annotations stay objects here: the options of `Knobs` are read by the signature of a class in another module.
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from __future__ import annotations
+
 from functools import cached_property
-from typing import Annotated, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from annotated_types import Ge, Gt, Le, Lt
-from numpy.typing import NDArray
 
 from espace.chain.chain import Chain
 from espace.chain.grammar import Transition
-from espace.data.lists import offsets_of
+from espace.data.reading.lists import offsets_of
+from espace.data.simulator.arithmetic import (
+    Bits,
+    Floats,
+    Ints,
+    add,
+    forward,
+    index,
+    nodes,
+    random_of,
+    softmax,
+    solve,
+    standardised,
+)
+from espace.data.simulator.knobs import Knobs
+from espace.data.simulator.traits import Traits
 
-Bits = NDArray[np.int8]
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Step = tuple[str, str]  # a stage and its parent
-Name = TypeVar("Name")
-Count = Annotated[int, Ge(1)]
-Rate = Annotated[float, Gt(0), Lt(1)]
-Spread = Annotated[float, Ge(0), Le(5)]
-Skew = Annotated[float, Ge(0), Le(5)]
 
-GROUPS, CONTEXTS = 16, 8
+CONTEXTS = 8
 USER_BIAS, ITEM_BIAS, CONTEXT_BIAS = 0.7, 1.0, 0.5  # deviations; the interaction has 1
 CALIBRATION_ROWS = 2**17
-NODES = 15  # of Gauss-Hermite quadrature over h, for each unit of gamma: P(v given u) is exact to 1e-4 or better
 PAST, LONGEST = 128, 50  # impressions of every user before the log begins; first stages among them that a history keeps
 USERS_AT_ONCE = 4_096
-
-
-@dataclass(kw_only=True, unsafe_hash=True)
-class Knobs:
-    """What a world is made of."""
-
-    seed: Annotated[int, Ge(0)] = 0  # of the world and of the rows
-    chain: str | tuple[str, ...] = "impression -> click -> conversion"
-    users: Count = 5_000
-    items: Count = 2_000
-    rho: Annotated[float, Ge(-1), Le(1)] = 0.5  # correlation of the wish for the first stage and that for any other
-    kappa: Spread = 1.2  # deviation of the logits of what follows the root: how far those rows differ from all rows
-    tau: Spread = 1.2  # deviation of all other logits
-    gamma: Annotated[float, Ge(0), Le(3)] = 0.0  # a hidden common cause of all stages
-    delta: Annotated[float, Ge(-3), Le(3)] = 0.0  # a rule of the other stages that holds only for items seldom clicked
-    click_rate: Rate = 0.1  # of what follows the root, over logged impressions
-    conversion_rate: Rate = 0.15  # of all other stages, over those among them that reached the parent
-    value_mean: Annotated[float, Gt(0)] = 20.0  # of the amounts of values, were everyone to reach their parents
-    value_spread: Spread = 0.5  # deviation of the logarithm of E[amount] over the features
-    value_noise: Spread = 0.5  # deviation of the logarithm of amounts at the same features
-    rates: Mapping[str, Rate] | None = field(default=None, hash=False)  # other rates, as in buy_given_cart: 0.3
-    user_skew: Skew = 0.6  # exponent of Zipf's law by which users are seen; 0 is uniform
-    item_skew: Skew = 0.8
-    latent: Count = 4  # dimensions of the interaction of users and items
-    group_share: Annotated[float, Ge(0), Le(1)] = 0.5  # of a trait's variance, from user_group or item_category
-
-    def rate(self, chain: Chain, transition: Transition, outcome: str) -> float:
-        """P(outcome given parent) that is asked for."""
-        after_root = transition.parent == chain.root
-        name = outcome if after_root else f"{outcome}_given_{transition.parent}"
-        return (self.rates or {}).get(name, self.click_rate if after_root else self.conversion_rate)
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What every user, or every item, is like, for the score of each outcome."""
-
-    group: Ints  # (number,)
-    seen: Floats  # (number,) cumulative shares of the impressions, in no order of size
-    vectors: Floats  # (scores, number, latent)
-    biases: Floats  # (scores, number)
 
 
 class World:
@@ -104,9 +63,9 @@ class World:
     def __init__(self, knobs: Knobs) -> None:
         self.knobs, self.chain = knobs, Chain.parse(knobs.chain)
         self.outcomes = [(t, outcome) for t in self.chain.heads for outcome in t.outcomes]
-        self.users = self._traits("user", knobs.users, knobs.user_skew, USER_BIAS)
-        self.items = self._traits("item", knobs.items, knobs.item_skew, ITEM_BIAS)
-        of_context = _standardised(self.random("context").standard_normal((CONTEXTS, len(self.outcomes))))
+        self.users = Traits.drawn(knobs, len(self.outcomes), "user", knobs.users, knobs.user_skew, USER_BIAS)
+        self.items = Traits.drawn(knobs, len(self.outcomes), "item", knobs.items, knobs.item_skew, ITEM_BIAS)
+        of_context = standardised(self.random("context").standard_normal((CONTEXTS, len(self.outcomes))))
         self.contexts = CONTEXT_BIAS * of_context.T  # (scores, contexts)
         self.scales: list[
             tuple[float, float, float]
@@ -116,22 +75,7 @@ class World:
 
     def random(self, *path: object) -> np.random.Generator:
         """Random numbers that belong to this path and to no other."""
-        return np.random.Generator(np.random.Philox(number_of(self.knobs.seed, *path)))
-
-    def _traits(self, kind: str, number: int, skew: float, bias: float) -> Traits:
-        share, latent = self.knobs.group_share, self.knobs.latent
-        group = _index(self.random(kind, "group").random(number), GROUPS)
-        names = ["click", "own", *(f"own {n}" for n in range(2, len(self.outcomes)))][: len(self.outcomes)]
-
-        def normal(name: str, columns: int) -> Floats:
-            of_group = _standardised(self.random(kind, name, "of group").standard_normal((GROUPS, columns)))
-            own = self.random(kind, name, "own").standard_normal((number, columns))
-            mixed: Floats = np.sqrt(share) * of_group[group] + np.sqrt(1 - share) * own
-            return mixed
-
-        vectors = np.stack([normal(name, latent) for name in names])
-        seen = np.cumsum((1.0 + self.random(kind, "rank").permutation(number)) ** -skew)
-        return Traits(group, seen / seen[-1], vectors, bias * normal("bias", len(names)).T)
+        return random_of(self.knobs.seed, *path)
 
     def score(self, n: int, user: Ints, item: Ints, context: Ints) -> Floats:
         """s_n, (rows,)."""
@@ -155,7 +99,7 @@ class World:
         items, lengths = zip(*(part.kept() for part in parts), strict=True)
         return np.concatenate(items), offsets_of(np.concatenate(lengths))
 
-    def _calibrate(self, rows: "Impressions") -> None:
+    def _calibrate(self, rows: Impressions) -> None:
         """Set what the scores are standardised by, then the intercepts, parents first."""
         for n in range(len(self.outcomes)):
             score = rows.score(n)
@@ -163,13 +107,13 @@ class World:
             rest = score - slope * rows.standardised(0) if n else score
             self.scales.append((float(score.mean()), slope, float(rest.std())))
 
-        def solve(transition: Transition, reached: Floats) -> Floats:
+        def shares_of(transition: Transition, reached: Floats) -> Floats:
             rates = [self.knobs.rate(self.chain, transition, outcome) for outcome in transition.outcomes]
             logits = rows.wished(transition) + self.knobs.gamma * rows.hidden
-            self.intercepts[transition] = _solve(logits, reached, np.array(rates))[:, None]
+            self.intercepts[transition] = solve(logits, reached, np.array(rates))[:, None]
             return rows.shares(transition, rows.hidden)
 
-        _forward(self.chain, rows.rows, solve)
+        forward(self.chain, rows.rows, shares_of)
 
 
 class Impressions:
@@ -190,7 +134,7 @@ class Impressions:
 
     def _choose(self, kind: str, traits: Traits) -> Ints:
         random = self._random(kind)
-        return _index(random, len(traits.seen)) if self.uniform else np.searchsorted(traits.seen, random, side="right")
+        return index(random, len(traits.seen)) if self.uniform else np.searchsorted(traits.seen, random, side="right")
 
     @cached_property
     def row(self) -> Ints:
@@ -210,7 +154,7 @@ class Impressions:
     @cached_property
     def context(self) -> Ints:
         """From 0."""
-        return _index(self._random("context"), CONTEXTS)
+        return index(self._random("context"), CONTEXTS)
 
     @cached_property
     def hidden(self) -> Floats | float:
@@ -291,7 +235,7 @@ class Impressions:
     def shares(self, transition: Transition, hidden: Floats | float) -> Floats:
         """P(class given parent) at h, (classes, rows)."""
         visible = self.wished(transition) + self.world.intercepts[transition]
-        return _softmax(visible + self.knobs.gamma * hidden)
+        return softmax(visible + self.knobs.gamma * hidden)
 
     def _choice(self, transition: Transition) -> Ints:
         """The place of the class that would be chosen by whoever reaches the parent."""
@@ -353,11 +297,11 @@ class Impressions:
         reached: dict[str, Floats] = {}
         both: dict[Step, Floats] = {}
         alone: dict[Step, Floats] = {}
-        for hidden, weight in _nodes(self.knobs.gamma):
+        for hidden, weight in nodes(self.knobs.gamma):
             p, given = self._at(hidden)
-            _add(reached, weight, p)
-            _add(both, weight, {(stage, parent): p[parent] * share for (stage, parent), share in given.items()})
-            _add(alone, weight, given)
+            add(reached, weight, p)
+            add(both, weight, {(stage, parent): p[parent] * share for (stage, parent), share in given.items()})
+            add(alone, weight, given)
         return reached, both, alone
 
     def _at(self, hidden: Floats | float) -> tuple[dict[str, Floats], dict[Step, Floats]]:
@@ -367,7 +311,7 @@ class Impressions:
             (t, stage, share) for t, found in shares.items() for stage, share in zip(t.classes, found, strict=True)
         )
         given = {(stage, t.parent): share for t, stage, share in classes if stage is not None}
-        return _forward(self.chain, self.rows, lambda t, _: shares[t]), given
+        return forward(self.chain, self.rows, lambda t, _: shares[t]), given
 
 
 class _Past(Impressions):
@@ -387,62 +331,3 @@ class _Past(Impressions):
         late = done[:, ::-1].cumsum(axis=1)[:, ::-1] <= LONGEST  # at most so many from here on
         kept = (done == 1) & late
         return self.item.reshape(-1, PAST)[kept], kept.sum(axis=1)
-
-
-def _forward(chain: Chain, rows: int, shares_of: Callable[[Transition, Floats], Floats]) -> dict[str, Floats]:
-    """P(stage) of every stage, (rows,). shares_of: (transition, P(parent)) to (classes, rows)."""
-    found = {chain.root: np.ones(rows)}
-    for transition in chain.transitions:
-        reached = found[transition.parent]
-        for stage, share in zip(transition.classes, shares_of(transition, reached), strict=True):
-            if stage is not None:
-                found[stage] = found.get(stage, 0.0) + reached * share
-    return found
-
-
-def _add(sums: dict[Name, Floats], weight: float, values: Mapping[Name, Floats]) -> None:
-    for name, value in values.items():
-        sums[name] = sums.get(name, 0.0) + weight * value
-
-
-def _nodes(gamma: float) -> Iterator[tuple[float, float]]:
-    """Values of h with their weights; one is enough where h has no effect."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(max(1, NODES * math.ceil(gamma)))
-    return zip(nodes.tolist(), (weights / weights.sum()).tolist(), strict=True)
-
-
-def number_of(*path: object) -> int:
-    """128 bits that belong to this path and to no other."""
-    return int.from_bytes(hashlib.blake2b(repr(path).encode(), digest_size=16).digest(), "big")
-
-
-def _index(random: Floats, number: int) -> Ints:
-    """[0, 1) to 0 .. number - 1."""
-    return (random * number).astype(np.int64)
-
-
-def _standardised(columns: Floats) -> Floats:
-    """Each column to mean 0 and deviation 1, so that groups, being few, differ as much in every world."""
-    return np.asarray((columns - columns.mean(0)) / columns.std(0))
-
-
-def _softmax(logits: Floats) -> Floats:
-    """(outcomes, rows) to (outcomes + 1, rows), the last being the rest, whose logit is 0."""
-    logits = np.concatenate([logits, np.zeros((1, logits.shape[1]))])
-    powers = np.exp(logits - logits.max(0))
-    return np.asarray(powers / powers.sum(0))
-
-
-def _solve(logits: Floats, weights: Floats, rates: Floats) -> Floats:
-    """The intercepts, (outcomes,), at which the weighted mean of the shares is `rates`.
-
-    The mean's log-odds against the rest follow an intercept by less than all of its step, since rows differ; so adding to it what
-    they lack comes closer every time.
-    """
-    wanted = np.log(rates / (1 - rates.sum()))
-    found, step = wanted, np.ones(1)
-    while np.abs(step).max() > 1e-10:
-        means = _softmax(logits + found[:, None]) @ weights
-        step = wanted - np.log(means[:-1] / means[-1])
-        found = found + step
-    return np.asarray(found)

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from espace.data import cache, convert
-from espace.data.files import Place, reaching
+from espace.data.reading import cache, convert
+from espace.data.reading.files import Place, reaching
 from espace.errors import DataError, did_you_mean
 
 ENDINGS = {

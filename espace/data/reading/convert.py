@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from espace.data import schemas
-from espace.data.files import Place, reaching
+from espace.data.reading import schemas
+from espace.data.reading.files import Place, reaching
 from espace.errors import DataError, did_you_mean
 
 VERSION = 1  # part of the cache key: raise it when the same input gives another output

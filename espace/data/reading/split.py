@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from espace.data.readers import Reader
+from espace.data.reading.readers import Reader
 from espace.errors import DataError
 
 

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from espace.data.labels import read_amount, read_label
-from espace.data.lists import first_text, split
-from espace.data.vocabulary import canonical, key_of, one_array
+from espace.data.encoding.labels import read_amount, read_label
+from espace.data.encoding.vocabulary import canonical, key_of, one_array
+from espace.data.reading.lists import first_text, split
 from espace.errors import DataError
 
 Extra = Literal["key", "value", "probability"]

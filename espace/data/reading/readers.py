@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 import espace
-from espace.data import cache, files, formats, schemas
-from espace.data.convert import Layout
+from espace.data.reading import cache, files, formats, schemas
+from espace.data.reading.convert import Layout
 from espace.errors import DataError
 
 

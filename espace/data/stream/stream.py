@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from espace.batch import Batch
-from espace.data.columns import is_list
-from espace.data.encode import Encoder
-from espace.data.encoded import Encoded
-from espace.data.prefetch import prefetched
-from espace.data.split import Part
+from espace.data.batch import Batch
+from espace.data.encoding.columns import is_list
+from espace.data.encoding.encode import Encoder
+from espace.data.encoding.encoded import Encoded
+from espace.data.reading.split import Part
+from espace.data.stream.prefetch import prefetched
 
 Scoring = Callable[[Batch], NDArray[np.float64]]  # a probability of each row, (rows,)
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from espace.chain.chain import Chain
-from espace.data.columns import Feature, Hash, Id, Number, column_of
-from espace.data.table import Columns, on_all_cores
-from espace.data.vocabulary import key_of
+from espace.data.encoding.columns import Feature, Hash, Id, Number, column_of
+from espace.data.encoding.table import Columns, on_all_cores
+from espace.data.encoding.vocabulary import key_of
 
 _ROWS = 200_000
 _POSITIVES = 20

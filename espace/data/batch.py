@@ -144,6 +144,13 @@ class Batch:
         )
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. The host does not wait for a copy to a CUDA device, which is made on the current stream."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps pinned memory until the copy from it is made
+
+
 def _take(column: Tensor, rows: Tensor) -> Tensor:
     """Rows of a tensor; one without columns costs no call of a kernel."""
     return column.index_select(0, rows) if column.numel() else column.new_empty(len(rows), *column.shape[1:])

@@ -12,26 +12,15 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from espace.batch import Batch, Ragged
 from espace.chain.chain import Chain
-from espace.data.cache import digest
-from espace.data.columns import (
-    Bag,
-    Feature,
-    Id,
-    Number,
-    Vector,
-    column_of,
-    is_categorical,
-    is_list,
-    table_of,
-)
-from espace.data.columns import Sequence as History
-from espace.data.labels import Limits, Policy, resolve
-from espace.data.lists import offsets_of, truncated
-from espace.data.prefetch import sent
-from espace.data.table import LARGEST, Columns, Extra
-from espace.data.vocabulary import FIRST, NULL, UNKNOWN, Vocabulary, hash_rows
+from espace.data.batch import Batch, Ragged, sent
+from espace.data.encoding.columns import Bag, Feature, Id, Number, Vector, column_of, is_categorical, is_list, table_of
+from espace.data.encoding.columns import Sequence as History
+from espace.data.encoding.labels import Limits, Policy, resolve
+from espace.data.encoding.table import LARGEST, Columns, Extra
+from espace.data.encoding.vocabulary import FIRST, NULL, UNKNOWN, Vocabulary, hash_rows
+from espace.data.reading.cache import digest
+from espace.data.reading.lists import offsets_of, truncated
 from espace.errors import DataError, EspaceError
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from espace.chain.chain import Chain
 from espace.chain.grammar import Transition, Value
-from espace.data.lists import first_text
+from espace.data.reading.lists import first_text
 from espace.errors import DataError
 
 Column = NDArray[np.int8]

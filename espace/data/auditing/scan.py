@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from espace.chain.chain import Chain
-from espace.data import cache
-from espace.data.columns import Feature, table_of
-from espace.data.encode import Encoder, NumberStats
-from espace.data.labels import Limits, Policy, resolve
-from espace.data.leaks import LeakSample
-from espace.data.learn import Learner
-from espace.data.split import Part
-from espace.data.table import Columns, Extra, Problems
-from espace.data.tally import Tally
-from espace.data.vocabulary import UNKNOWN, Vocabulary, one_array
+from espace.data.auditing.leaks import LeakSample
+from espace.data.auditing.tally import Tally
+from espace.data.encoding.columns import Feature, table_of
+from espace.data.encoding.encode import Encoder, NumberStats
+from espace.data.encoding.labels import Limits, Policy, resolve
+from espace.data.encoding.learn import Learner
+from espace.data.encoding.table import Columns, Extra, Problems
+from espace.data.encoding.vocabulary import UNKNOWN, Vocabulary, one_array
+from espace.data.reading import cache
+from espace.data.reading.split import Part
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
 

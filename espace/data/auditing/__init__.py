@@ -1,0 +1,1 @@
+"""What the data says before training: rates, violations, leaks; reasons not to train."""
