@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from espace import errors, testing
-    from espace.blocks import Activation, Count, Dropout, FieldMatrix, FirstOrder, Gate, Norm, dense
     from espace.chain.chain import Chain
     from espace.chain.grammar import Transition, Value
     from espace.chain.labels import Labels
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from espace.chain.terms import Term, ValueTerms
     from espace.data.batch import Batch, Ragged
     from espace.experiment import Experiment
-    from espace.features import ExtraTable, Features, FeatureSpec, Field
+    from espace.model.blocks import Activation, Count, Dropout, FieldMatrix, FirstOrder, Gate, Norm, dense
+    from espace.model.features import ExtraTable, Features, FeatureSpec, Field
     from espace.registry.hookspecs import Register, hookimpl
     from espace.runs import Run, load
 
@@ -63,22 +63,22 @@ _HOME = {
     "Batch": "data.batch",
     "Labels": "chain.labels",
     "Ragged": "data.batch",
-    "Activation": "blocks",
-    "Count": "blocks",
-    "Dropout": "blocks",
-    "FieldMatrix": "blocks",
-    "FirstOrder": "blocks",
-    "Gate": "blocks",
-    "Norm": "blocks",
-    "dense": "blocks",
+    "Activation": "model.blocks",
+    "Count": "model.blocks",
+    "Dropout": "model.blocks",
+    "FieldMatrix": "model.blocks",
+    "FirstOrder": "model.blocks",
+    "Gate": "model.blocks",
+    "Norm": "model.blocks",
+    "dense": "model.blocks",
     "Chain": "chain.chain",
     "Transition": "chain.grammar",
     "Value": "chain.grammar",
     "Experiment": "experiment",
-    "FeatureSpec": "features",
-    "ExtraTable": "features",
-    "Features": "features",
-    "Field": "features",
+    "FeatureSpec": "model.features",
+    "ExtraTable": "model.features",
+    "Features": "model.features",
+    "Field": "model.features",
     "hookimpl": "registry.hookspecs",
     "Register": "registry.hookspecs",
     "ChainPiece": "chain.pieces",

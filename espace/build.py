@@ -19,10 +19,10 @@ from espace.config import Component, Config
 from espace.data.encoding.columns import FEATURE_TYPES, Feature, Sequence, is_categorical
 from espace.data.encoding.encode import Encoder, Layout
 from espace.data.stream.stream import Sampler
-from espace.embedding import Embedding
 from espace.errors import ConfigError, EspaceError
-from espace.features import FeatureSpec
-from espace.model import Model
+from espace.model.embedding import Embedding
+from espace.model.features import FeatureSpec
+from espace.model.model import Model
 from espace.registry.registry import Registry
 
 

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from espace.blocks import Gate
 from espace.chain.chain import Chain
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
@@ -20,6 +19,7 @@ from espace.chain.scored import Scored, ScoredValue
 from espace.chain.spaces import Space
 from espace.data.batch import Batch
 from espace.errors import NonFiniteError
+from espace.model.blocks import Gate
 
 Objective = Callable[[Probabilities, Labels], Mapping[str, tuple[Tensor, Tensor]]]
 _LEAST_REST = math.log(1e-7)  # what a ratio of two heads leaves of 1 at least, so that one above 1 can be judged

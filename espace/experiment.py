@@ -57,7 +57,7 @@ from espace.data.stream.stream import Plan, Scoring, Stream
 from espace.errors import ConfigError, DataError, NonFiniteError, RunError, did_you_mean
 from espace.evaluation import Judge, TermMeans
 from espace.memory import keep_freed
-from espace.model import Model
+from espace.model.model import Model
 from espace.optim import load_kernels
 from espace.precision import default_precision
 from espace.registry.registry import Registry

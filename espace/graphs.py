@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from espace.data.batch import Batch
-from espace.embedding import Table
 from espace.errors import EspaceError
+from espace.model.embedding import Table
 
 _WARM_UP = 3  # steps before: libraries choose their kernels, towers are compiled
 

@@ -22,11 +22,11 @@ from espace.checkpoint import read_checkpoint, write_checkpoint
 from espace.config import Config
 from espace.config.validate import did_you_mean_or_home
 from espace.data.batch import Batch
-from espace.embedding import Table
 from espace.errors import ConfigError, NonFiniteError
 from espace.evaluation import Judge, Objective, Terms, Utilisation, check_finite
 from espace.graphs import Graphed
-from espace.model import Model
+from espace.model.embedding import Table
+from espace.model.model import Model
 from espace.optim import LazyAdam, clip_grad_norm
 
 _OURS = {

@@ -21,7 +21,7 @@ from espace.chain.grammar import Value
 from espace.config import Config
 from espace.data.auditing.scan import Scan
 from espace.data.auditing.tally import Tally
-from espace.model import Model
+from espace.model.model import Model
 
 Curves = Mapping[str, Mapping[str, Mapping[str, list[float]]]]
 Points = Sequence[tuple[float, float]]  # mean and half the width of its interval

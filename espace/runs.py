@@ -29,7 +29,7 @@ from espace.data.encoding.table import Columns
 from espace.data.encoding.vocabulary import Vocabulary
 from espace.data.reading.readers import Reader
 from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
-from espace.model import Model
+from espace.model.model import Model
 from espace.optim import settle
 from espace.precision import autocast, default_precision
 from espace.registry.registry import Registry

@@ -24,9 +24,9 @@ from espace.config.schema import EXPERT
 from espace.config.validate import describe as describe_type
 from espace.config.yamlfile import show
 from espace.data.encoding.columns import FEATURE_TYPES
-from espace.embedding import feature_spec
 from espace.errors import ConfigError, did_you_mean
 from espace.experiment import Experiment, build_model_probe
+from espace.model.embedding import feature_spec
 from espace.registry.registry import KINDS, Entry
 from espace.registry.registry import load as load_plugins
 

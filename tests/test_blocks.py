@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import espace
-from espace import blocks
 from espace.errors import EspaceError
-from espace.features import ExtraTable
+from espace.model import blocks
+from espace.model.features import ExtraTable
 from espace.testing import example_features, example_spec, rows_of
 
 

@@ -8,7 +8,6 @@ import torch
 
 from espace.data.reading.readers import Files, arrow, csv, parquet
 from espace.data.simulator.simulator import Simulator
-from espace.features import Features, FeatureSpec, Field
 from espace.links.aitm import AITM
 from espace.links.none import NoLink
 from espace.links.relation import Relation
@@ -19,6 +18,7 @@ from espace.metrics.gauc import GAUC
 from espace.metrics.log_loss import LogLoss
 from espace.metrics.truth import Truth
 from espace.metrics.value import ValueMetric
+from espace.model.features import Features, FeatureSpec, Field
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.ordered import Ordered
 from espace.objectives.parent_space import ParentSpace

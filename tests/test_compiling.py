@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from espace.compiling import Compiled
+from espace.model.compiling import Compiled
 from espace.registry.registry import load
 from espace.testing.features import as_float, example_features, example_spec, rows_of
 from tests.test_lightning import lines, train, weights

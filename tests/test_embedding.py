@@ -11,9 +11,9 @@ from espace.data.encoding.columns import Bag, Id, Number, Sequence, Vector
 from espace.data.encoding.encode import Encoder
 from espace.data.encoding.learn import Learner
 from espace.data.encoding.table import Columns
-from espace.embedding import Embedding, feature_spec
 from espace.links.none import NoLink
-from espace.model import Model
+from espace.model.embedding import Embedding, feature_spec
+from espace.model.model import Model
 from espace.sharing.separate import Separate
 from espace.towers.mlp import MLP
 

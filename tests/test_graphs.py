@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from espace.checkpoint import read_checkpoint
 from espace.data.batch import Batch, Ragged
-from espace.embedding import Table
 from espace.experiment import Experiment, _Training, prepare
 from espace.graphs import Graphed
 from espace.lightning import Training
+from espace.model.embedding import Table
 from espace.report import Report
 from tests.shop import CONFIG
 

@@ -17,7 +17,7 @@ from espace.chain.probability import Probabilities
 from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder
 from espace.evaluation import Terms
-from espace.model import _after_sampling
+from espace.model.model import _after_sampling
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
 from espace.samplers.negative_downsample import NegativeDownsample

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from espace.blocks import Gate
 from espace.build import build_encoder, build_model, build_objective, chain_of, features_of
 from espace.config import Config, json_schema, load_with_plugins
 from espace.data.batch import Batch, Ragged
@@ -19,7 +18,8 @@ from espace.data.encoding.encode import Layout, ordered_ids
 from espace.errors import ConfigError, PluginError
 from espace.evaluation import Terms, Utilisation
 from espace.experiment import Experiment
-from espace.model import Model
+from espace.model.blocks import Gate
+from espace.model.model import Model
 from espace.registry.registry import Registry, load
 from espace.show import catalogue
 from espace.testing import random_labels

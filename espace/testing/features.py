@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from espace.data.batch import Ragged
-from espace.features import ExtraTable, Features, FeatureSpec, Field
+from espace.model.features import ExtraTable, Features, FeatureSpec, Field
 
 _LENGTHS = {"history": (0, 4), "history_time": (0, 4), "carts": (2, 3)}  # row i has (first + i) % cycle events
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from espace.chain.chain import Chain
-from espace.features import Features, FeatureSpec, Field
+from espace.model.features import Features, FeatureSpec, Field
 from espace.testing.chains import CHAINS
 from espace.testing.law import law
 from espace.testing.modules import ModuleLaws

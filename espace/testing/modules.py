@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from espace.features import Features, FeatureSpec
+from espace.model.features import Features, FeatureSpec
 from espace.testing.features import as_float, example_features, example_spec, rows_of, tensors_of
 from espace.testing.law import law
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from espace.features import Features, FeatureSpec
+from espace.model.features import Features, FeatureSpec
 from espace.registry.signature import accepts
 from espace.testing.features import example_features
 from espace.testing.law import law

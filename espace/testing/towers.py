@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from espace.features import Features, FeatureSpec
+from espace.model.features import Features, FeatureSpec
 from espace.testing.features import example_features, extra_of, rows_of, with_extra
 from espace.testing.law import law
 from espace.testing.modules import ModuleLaws

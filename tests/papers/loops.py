@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espace.features import Features, FeatureSpec, Field
+from espace.model.features import Features, FeatureSpec, Field
 from espace.towers.mlp import MLP
 
 Vector = list[float]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from espace.features import Features
+from espace.model.features import Features
 from espace.sharing.cgc import CGC
 from espace.sharing.mmoe import MMoE
 from espace.sharing.ple import PLE

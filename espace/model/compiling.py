@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espace.features import Features
+from espace.model.features import Features
 
 
 class Compiled:

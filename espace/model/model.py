@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espace.blocks import Gate
 from espace.chain.chain import Chain
 from espace.chain.grammar import Transition
 from espace.chain.probability import Probabilities
-from espace.compiling import Compiled
 from espace.data.batch import Batch
-from espace.features import FeatureSpec
+from espace.model.blocks import Gate
+from espace.model.compiling import Compiled
+from espace.model.features import FeatureSpec
 
 TowerFactory = Callable[[FeatureSpec], nn.Module]
 

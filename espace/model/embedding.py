@@ -13,7 +13,7 @@ from espace.data.batch import Batch, Ragged
 from espace.data.encoding.columns import Bag, Feature, Number, Vector
 from espace.data.encoding.columns import Sequence as History
 from espace.data.encoding.encode import Layout, ordered_ids, width_of
-from espace.features import Features, FeatureSpec, Field
+from espace.model.features import Features, FeatureSpec, Field
 
 
 def feature_spec(features: Sequence[Feature], dim: int) -> FeatureSpec:

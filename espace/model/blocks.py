@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from espace.features import Features, FeatureSpec
+from espace.model.features import Features, FeatureSpec
 
 Activation: TypeAlias = Literal["relu", "prelu", "gelu", "silu", "tanh"]
 Norm: TypeAlias = Literal["none", "batch", "layer"]
