@@ -40,7 +40,6 @@ from espace.build import (
 )
 from espace.chain.probability import Probabilities
 from espace.chain.scores import predictions
-from espace.checkpoint import read_checkpoint
 from espace.config import Config
 from espace.config.validate import describe
 from espace.config.yamlfile import show
@@ -55,14 +54,15 @@ from espace.data.reading.readers import Reader
 from espace.data.reading.split import Between, HeldOut, Part, Sampled
 from espace.data.stream.stream import Plan, Scoring, Stream
 from espace.errors import ConfigError, DataError, NonFiniteError, RunError, did_you_mean
-from espace.evaluation import Judge, TermMeans
-from espace.memory import keep_freed
 from espace.model.model import Model
-from espace.optim import load_kernels
-from espace.precision import default_precision
 from espace.registry.registry import Registry
 from espace.report import Report
 from espace.runs import Run, artefact_of, config_file, load, new_folder, removed_if_empty, write_results, write_start
+from espace.training.checkpoint import read_checkpoint
+from espace.training.judging import Judge, TermMeans
+from espace.training.memory import keep_freed
+from espace.training.optim import load_kernels
+from espace.training.precision import default_precision
 
 See = Callable[[Probabilities, Batch], object]
 _PARTS = ("train", "validation", "test")
@@ -177,7 +177,7 @@ def _check_names(config: Config, registry: Registry) -> None:
     except ConfigError as error:
         problems += error.problems
     if config.trainer:
-        from espace.lightning import trainer_problems  # here, since Lightning is slow to import
+        from espace.training.lightning import trainer_problems  # here, since Lightning is slow to import
 
         problems += [*trainer_problems(config.trainer), *_mistyped(config.trainer)]
     if problems:
@@ -504,9 +504,9 @@ class _Training:
 
     def run(self, resume: bool) -> bool:
         """Train. True on the rank that has to finish the run."""
-        from espace.callbacks import Checkpoints, Interrupts
         from espace.data.stream.module import gpu_of
-        from espace.lightning import make_trainer
+        from espace.training.callbacks import Checkpoints, Interrupts
+        from espace.training.lightning import make_trainer
 
         config, monitored = self.config, "validation" in self.prepared.parts
         start = self._start() if resume else {}
@@ -533,7 +533,7 @@ class _Training:
 
     def _fit(self, trainer: Any, monitored: bool, start: Path | None) -> None:
         """Let Lightning train. When all ranks stop together, the first one tells why and has the exit code."""
-        from espace.callbacks import Interrupted
+        from espace.training.callbacks import Interrupted
 
         try:
             trainer.fit(self._module(), datamodule=self._data(monitored), ckpt_path=start)
@@ -546,7 +546,7 @@ class _Training:
             raise SystemExit(stop.exit_code) from None
 
     def _module(self) -> Any:
-        from espace.lightning import Training
+        from espace.training.lightning import Training
 
         weighting = build_weighting(self.config, self.registry, self.objective)
         return Training(

@@ -107,7 +107,7 @@ class Report:
 
     def narrator(self) -> Any:
         """A Lightning callback that tells how training goes: a bar on a terminal, a line per validation elsewhere."""
-        from espace.narrator import Narrator
+        from espace.training.narrator import Narrator
 
         return Narrator(self.console, self.quiet)
 

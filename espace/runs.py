@@ -21,7 +21,6 @@ import espace.config as configuration
 from espace.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
 from espace.chain.probability import Probabilities
 from espace.chain.scores import Numbers, predictions
-from espace.checkpoint import read_checkpoint
 from espace.config import Config
 from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder, learnt_from_state
@@ -30,10 +29,11 @@ from espace.data.encoding.vocabulary import Vocabulary
 from espace.data.reading.readers import Reader
 from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
-from espace.optim import settle
-from espace.precision import autocast, default_precision
 from espace.registry.registry import Registry
 from espace.registry.registry import load as load_plugins
+from espace.training.checkpoint import read_checkpoint
+from espace.training.optim import settle
+from espace.training.precision import autocast, default_precision
 
 PACKAGES = (
     "espace",

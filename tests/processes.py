@@ -13,7 +13,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "pytorch_lightning", "espace.cli", "espace.experiment", "espace.lightning"])
+_CONTEXT.set_forkserver_preload(
+    ["torch", "pytorch_lightning", "espace.cli", "espace.experiment", "espace.training.lightning"]
+)
 PATIENCE = 120  # seconds, on a busy machine
 
 

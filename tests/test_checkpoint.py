@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from espace import checkpoint
-from espace.checkpoint import read_checkpoint, write_checkpoint
 from espace.errors import RunError
-from espace.lightning import SafeCheckpointIO
+from espace.training import checkpoint
+from espace.training.checkpoint import read_checkpoint, write_checkpoint
+from espace.training.lightning import SafeCheckpointIO
 
 
 class Killed(BaseException):

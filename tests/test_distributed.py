@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from espace.checkpoint import read_checkpoint
+from espace.training.checkpoint import read_checkpoint
 from tests.processes import PATIENCE, code_of, start_ranks, wait_for
 from tests.shop import Shop, rows
 from tests.test_resume import SECTIONS

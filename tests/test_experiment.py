@@ -18,9 +18,9 @@ import espace
 from espace import experiment
 from espace.build import build_model, build_objective, build_weighting
 from espace.data.stream.stream import Plan, Stream
-from espace.evaluation import Terms
 from espace.experiment import Experiment, prepare
 from espace.report import Report
+from espace.training.judging import Terms
 from tests.shop import CONFIG, put, rows
 
 QUIET = Report(quiet=True)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from espace.experiment import Experiment
-from espace.graphs import Graphed
-from espace.optim import LazyAdam
+from espace.training.graphs import Graphed
+from espace.training.optim import LazyAdam
 from tests.bench.data import experiment, write
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espace.checkpoint import read_checkpoint
 from espace.data.batch import Batch, Ragged
 from espace.experiment import Experiment, _Training, prepare
-from espace.graphs import Graphed
-from espace.lightning import Training
 from espace.model.embedding import Table
 from espace.report import Report
+from espace.training.checkpoint import read_checkpoint
+from espace.training.graphs import Graphed
+from espace.training.lightning import Training
 from tests.shop import CONFIG
 
 WARM_UP = 3
@@ -220,7 +220,7 @@ class Lab:
             made.append(kind(*arguments))
             return made[-1].graphed
 
-        patch.setattr("espace.lightning.Graphed", graphed)
+        patch.setattr("espace.training.lightning.Graphed", graphed)
         patch.setattr(Training, "on_train_start", on_train_start)
         return looked_up
 

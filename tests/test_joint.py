@@ -18,7 +18,6 @@ from espace.chain.probability import Probabilities
 from espace.chain.spaces import Space
 from espace.data.batch import Batch
 from espace.errors import ChainError, ConfigError
-from espace.evaluation import Judge, TermMeans
 from espace.experiment import Experiment
 from espace.metrics.auc import AUC
 from espace.metrics.calibration import Calibration
@@ -26,6 +25,7 @@ from espace.metrics.gauc import GAUC
 from espace.metrics.log_loss import LogLoss
 from espace.objectives.entire_space import EntireSpace
 from espace.show import describe
+from espace.training.judging import Judge, TermMeans
 from tests.chains import Enumeration, chain_of, every_chain, overlaps, random_logits, root_of
 from tests.shop import rows
 

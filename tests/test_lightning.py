@@ -13,13 +13,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from espace.callbacks import _is_finite
-from espace.checkpoint import read_checkpoint
 from espace.errors import ConfigError, NonFiniteError, RunError
 from espace.experiment import Experiment, _Training, prepare
-from espace.lightning import trainer_problems
 from espace.report import Report
 from espace.runs import load
+from espace.training.callbacks import _is_finite
+from espace.training.checkpoint import read_checkpoint
+from espace.training.lightning import trainer_problems
 from tests.shop import CONFIG, rows
 
 TRAINER = {"accelerator": "cpu", "max_epochs": 1}

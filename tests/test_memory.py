@@ -9,7 +9,7 @@ import pytest
 
 STEPS = """
 import resource, torch
-from espace.memory import keep_freed
+from espace.training.memory import keep_freed
 kept = {call}
 def step():
     arrays = [torch.zeros(10 * 2**20) for _ in range(5)]  # of 40 MiB

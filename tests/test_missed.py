@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from espace.missed import SPREAD, Missed
+from espace.training.missed import SPREAD, Missed
 
 BETAS = [(0.9, 0.999), (0.9, 0.99), (0.95, 0.9999), (0.5, 0.95)]
 

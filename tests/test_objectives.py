@@ -7,10 +7,10 @@ from espace.chain.chain import Chain
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
 from espace.data.batch import Batch
-from espace.evaluation import Terms
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
 from espace.testing import random_labels
+from espace.training.judging import Terms
 
 ESMM = Chain.parse(["impression -> click -> conversion"])
 FUNNEL = Chain.parse(["impression -> click", "click -> cart | wish else browse", "cart -> buy", "wish -> buy"])

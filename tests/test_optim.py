@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from espace import optim
 from espace.errors import EspaceError
-from espace.optim import LazyAdam, clip_grad_norm
+from espace.training import optim
+from espace.training.optim import LazyAdam, clip_grad_norm
 
 ROWS, WIDTH = 12, 3
 COUNTS = [0, 7, 5_000, 40_000]  # look-ups: few and many are sorted in different ways
@@ -120,7 +120,9 @@ def rows_moved_by(request, monkeypatch):
     kernels = None
     if request.param != "torch":
         pytest.importorskip(request.param)
-        kernels = importlib.import_module({"numba": "espace.kernels", "triton": "espace.triton_kernels"}[request.param])
+        kernels = importlib.import_module(
+            {"numba": "espace.training.kernels", "triton": "espace.training.triton_kernels"}[request.param]
+        )
         if request.param == "triton" and torch.cuda.is_available():
             pytest.skip("there its kernels are compiled for the GPU: tests/test_gpu.py")
         if request.param == "triton":  # so slow is the interpreter that sizes are such that few look-ups are many
@@ -165,7 +167,7 @@ def test_the_number_of_threads_changes_no_bit(rows_moved_by, count):
 
 def test_what_steps_run_is_there_once_it_was_loaded(monkeypatch):
     """On another thread, as it is while the data is read; few look-ups and many, of tables that catch up and that do not."""
-    kernels = pytest.importorskip("espace.kernels")
+    kernels = pytest.importorskip("espace.training.kernels")
     thread = threading.Thread(target=optim.load_kernels)
     thread.start()
     thread.join()
@@ -185,7 +187,7 @@ def test_what_steps_run_is_there_once_it_was_loaded(monkeypatch):
 
 def test_kernels_run_where_no_folder_can_keep_them(monkeypatch):
     """As in a container whose files are all read-only."""
-    kernels = pytest.importorskip("espace.kernels")
+    kernels = pytest.importorskip("espace.training.kernels")
 
     def refuse(self: object) -> None:
         raise RuntimeError("cannot cache function: no locator available")
@@ -198,7 +200,7 @@ def test_kernels_run_where_no_folder_can_keep_them(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2, 4, 16])
 def test_every_look_up_belongs_to_one_thread_and_neighbours_to_the_same(threads):
-    kernels = pytest.importorskip("espace.kernels")
+    kernels = pytest.importorskip("espace.training.kernels")
     rows, owner = np.random.default_rng(0).integers(0, 5_000, 3_000), np.full(3_000, -1)
     for thread in range(threads):
         found = np.empty(len(rows), np.int64)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from espace.callbacks import Checkpoints
-from espace.checkpoint import read_checkpoint
 from espace.data.reading.split import Part
 from espace.errors import DataError, RunError
 from espace.experiment import Experiment, Prepared, _Training, prepare
 from espace.report import Report
+from espace.training.callbacks import Checkpoints
+from espace.training.checkpoint import read_checkpoint
 from tests.shop import Shop, rows
 
 QUIET = Report(quiet=True)

@@ -16,7 +16,6 @@ from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
 from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder
-from espace.evaluation import Terms
 from espace.model.model import _after_sampling
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
@@ -24,6 +23,7 @@ from espace.samplers.negative_downsample import NegativeDownsample
 from espace.samplers.oversample import Oversample
 from espace.samplers.rejection import Rejection
 from espace.samplers.unclicked_negatives import UnclickedNegatives
+from espace.training.judging import Terms
 from tests.chains import Enumeration, chain_of, every_chain, random_logits
 from tests.data.test_stream import same, stream
 from tests.test_probability import assert_close, both, places

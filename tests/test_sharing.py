@@ -16,13 +16,13 @@ from espace.data.batch import Batch, Ragged
 from espace.data.encoding.columns import is_categorical, is_list, table_of
 from espace.data.encoding.encode import Layout, ordered_ids
 from espace.errors import ConfigError, PluginError
-from espace.evaluation import Terms, Utilisation
 from espace.experiment import Experiment
 from espace.model.blocks import Gate
 from espace.model.model import Model
 from espace.registry.registry import Registry, load
 from espace.show import catalogue
 from espace.testing import random_labels
+from espace.training.judging import Terms, Utilisation
 from tests.papers.loops import linear, softmax
 from tests.shop import CONFIG, Shop, Trained
 

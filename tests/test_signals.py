@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from espace.callbacks import Checkpoints, Interrupted, Interrupts
-from espace.checkpoint import read_checkpoint
+from espace.training.callbacks import Checkpoints, Interrupted, Interrupts
+from espace.training.checkpoint import read_checkpoint
 from tests.processes import code_of, start, wait_for
 from tests.shop import Shop, rows
 from tests.test_resume import SECTIONS, differences

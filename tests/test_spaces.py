@@ -21,11 +21,11 @@ from espace.chain.spaces import Space, of_potential, spaces
 from espace.config import Config, override
 from espace.data.batch import Batch
 from espace.errors import ConfigError
-from espace.evaluation import scored
 from espace.experiment import Experiment
 from espace.registry.registry import load
 from espace.stages.lognormal import LogNormal
 from espace.testing.chains import CHAINS
+from espace.training.judging import scored
 from tests.metrics.test_truth import plain_correlation, plain_ranks
 from tests.shop import CONFIG, SPLITS, put, rows
 

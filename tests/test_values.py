@@ -25,7 +25,6 @@ from espace.data.encoding.encoded import _read, _write
 from espace.data.encoding.labels import resolve
 from espace.data.simulator.simulator import Simulator
 from espace.errors import ChainError, ConfigError, DataError
-from espace.evaluation import Terms
 from espace.experiment import Experiment, _Training, prepare
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
@@ -34,6 +33,7 @@ from espace.show import describe
 from espace.stages.lognormal import LogNormal
 from espace.stages.normal import Normal
 from espace.testing import random_labels
+from espace.training.judging import Terms
 from tests.chains import CHAINS, Enumeration, chain_of, random_logits
 from tests.processes import PATIENCE
 from tests.shop import put, rows

@@ -26,10 +26,10 @@ from espace.compare.planned import Planned
 from espace.compare.statistics import Ranked
 from espace.data.batch import Batch
 from espace.errors import DataError
-from espace.evaluation import scored
 from espace.experiment import evaluate_run
 from espace.report import Report
 from espace.runs import load
+from espace.training.judging import scored
 
 Values = dict[str, float]
 Step = tuple[str, str]  # a stage and its parent

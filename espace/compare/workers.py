@@ -20,7 +20,7 @@ import torch
 
 from espace.errors import EspaceError
 
-_PRELOADED = ["espace.compare", "espace.lightning", "espace.callbacks", "espace.narrator"]
+_PRELOADED = ["espace.compare", "espace.training.lightning", "espace.training.callbacks", "espace.training.narrator"]
 
 
 @dataclass(frozen=True)

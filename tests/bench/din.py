@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espace.optim import LazyAdam
+from espace.training.optim import LazyAdam
 from tests.bench.data import LONGEST, SIZES, write
 from tests.bench.step import WARM_UP, with_espace
 from tests.bench.towers import features_of

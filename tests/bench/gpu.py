@@ -27,8 +27,8 @@ import torch
 
 from espace.data.stream import prefetch
 from espace.experiment import Experiment
-from espace.lightning import Training
 from espace.report import Report
+from espace.training.lightning import Training
 from tests.bench.data import SIZES, experiment, write
 from tests.bench.floor import bandwidth, moved, products
 

@@ -28,10 +28,10 @@ from espace.config import Config
 from espace.data.batch import Batch, Ragged
 from espace.data.encoding.vocabulary import FIRST
 from espace.experiment import build_judge
-from espace.lightning import Training, make_trainer
-from espace.optim import LazyAdam
-from espace.precision import autocast, default_precision
 from espace.registry.registry import load
+from espace.training.lightning import Training, make_trainer
+from espace.training.optim import LazyAdam
+from espace.training.precision import autocast, default_precision
 
 DIM, HIDDEN, WARM_UP, DISTINCT = 18, [360, 200, 80], 8, 6
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espace.optim import LazyAdam
+from espace.training.optim import LazyAdam
 from tests.bench.data import SIZES
 
 OFFSETS = np.concatenate([[0], np.cumsum(SIZES)[:-1]])

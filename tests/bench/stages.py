@@ -25,9 +25,9 @@ import torch
 from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
 from espace.data.batch import Batch
-from espace.evaluation import Terms
 from espace.objectives.entire_space import EntireSpace
 from espace.testing import random_labels
+from espace.training.judging import Terms
 from tests.bench.data import write
 from tests.bench.step import with_espace
 

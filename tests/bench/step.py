@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from espace.config import Config
 from espace.experiment import Experiment
-from espace.lightning import Training
-from espace.optim import LazyAdam
 from espace.registry.registry import load
+from espace.training.lightning import Training
+from espace.training.optim import LazyAdam
 from tests.bench.data import SIZES, experiment, write
 
 WARM_UP = 10

@@ -9,12 +9,12 @@ import time
 import pytest
 import torch
 
-from espace.checkpoint import read_checkpoint
 from espace.data.stream import module
 from espace.data.stream.stream import Stream
 from espace.errors import NonFiniteError
 from espace.experiment import Experiment, _Training, prepare
 from espace.report import Report
+from espace.training.checkpoint import read_checkpoint
 from tests.shop import CONFIG
 
 SINGLE = {name: kind for name, kind in CONFIG["features"].items() if name not in ("history", "tags")}  # no lists

@@ -16,7 +16,7 @@ from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
 from espace.data.batch import Batch
 from espace.data.encoding.labels import resolve
-from espace.evaluation import Terms
+from espace.training.judging import Terms
 
 ROWS = 500
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from espace.experiment import Experiment
-from espace.lightning import Training
+from espace.training.lightning import Training
 from tests.bench.data import experiment
 from tests.bench.peers.common import FIELDS, Bench
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from espace.missed import Missed
+from espace.training.missed import Missed
 
 _LOOK_UPS = 64  # that a program takes
 _CUT = 32  # sums of a row that are added at a time

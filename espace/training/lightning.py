@@ -18,16 +18,16 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from espace.checkpoint import read_checkpoint, write_checkpoint
 from espace.config import Config
 from espace.config.validate import did_you_mean_or_home
 from espace.data.batch import Batch
 from espace.errors import ConfigError, NonFiniteError
-from espace.evaluation import Judge, Objective, Terms, Utilisation, check_finite
-from espace.graphs import Graphed
 from espace.model.embedding import Table
 from espace.model.model import Model
-from espace.optim import LazyAdam, clip_grad_norm
+from espace.training.checkpoint import read_checkpoint, write_checkpoint
+from espace.training.graphs import Graphed
+from espace.training.judging import Judge, Objective, Terms, Utilisation, check_finite
+from espace.training.optim import LazyAdam, clip_grad_norm
 
 _OURS = {
     "logger": "metrics always go to metrics.csv and TensorBoard in the run folder",
@@ -248,7 +248,7 @@ def _nothing() -> None:
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints through `espace.checkpoint`: whole or not at all, checked, never running code."""
+    """Lightning's checkpoints through `espace.training.checkpoint`: whole or not at all, checked, never running code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write `checkpoint`. Raises RunError."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from espace.errors import DataError, NonFiniteError
-from espace.lightning import Training
+from espace.training.lightning import Training
 
 
 class Checkpoints(pl.Callback):

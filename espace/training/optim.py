@@ -24,7 +24,7 @@ from torch.optim.adam import adam
 from torch.optim.optimizer import ParamsT
 
 from espace.errors import EspaceError
-from espace.missed import Missed
+from espace.training.missed import Missed
 
 _FUSED_DEVICES = ("cpu", "cuda")
 _BLOCK_FLOATS = 2**15  # of a table at a time on a CPU, so that they, their gradient and both moments stay in its cache
@@ -39,7 +39,7 @@ class LazyAdam(torch.optim.Optimizer):
     a row's moments average the gradients of its own look-ups. The bias correction counts the steps of the whole table, as
     in torch's SparseAdam, those in which no row was looked up included. The same input gives the same bits.
 
-    With `exact` a row looked up again first makes the steps it has missed, with a gradient of zero (`espace.missed`), so that
+    With `exact` a row looked up again first makes the steps it has missed, with a gradient of zero (`espace.training.missed`), so that
     the result is that of dense Adam, in each catching up to 5e-5 of its move. Whoever looks rows up has to call `catch_up`
     before, and whoever reads a whole table `settle`. A table then needs sparse gradients throughout.
 
@@ -281,7 +281,7 @@ def _laid_out(x: Tensor, like: Tensor) -> Tensor:
 
 
 class _TorchRows:
-    """Adam on rows of one table, as `espace.kernels.RowAdam`, for every device and dtype."""
+    """Adam on rows of one table, as `espace.training.kernels.RowAdam`, for every device and dtype."""
 
     def __init__(self, table: Tensor, state: Mapping[str, Tensor]) -> None:
         self._stored = {"param": table, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}

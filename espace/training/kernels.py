@@ -22,7 +22,7 @@ from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espace.missed import Missed
+from espace.training.missed import Missed
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
