@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from espace.chain.scored import Scored, ScoredValue
     from espace.chain.terms import Term, ValueTerms
     from espace.data.batch import Batch, Ragged
-    from espace.experiment import Experiment
     from espace.model.blocks import Activation, Count, Dropout, FieldMatrix, FirstOrder, Gate, Norm, dense
     from espace.model.features import ExtraTable, Features, FeatureSpec, Field
     from espace.registry.hookspecs import Register, hookimpl
-    from espace.runs import Run, load
+    from espace.runs.experiment import Experiment
+    from espace.runs.run import Run, load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -74,7 +74,7 @@ _HOME = {
     "Chain": "chain.chain",
     "Transition": "chain.grammar",
     "Value": "chain.grammar",
-    "Experiment": "experiment",
+    "Experiment": "runs.experiment",
     "FeatureSpec": "model.features",
     "ExtraTable": "model.features",
     "Features": "model.features",
@@ -87,8 +87,8 @@ _HOME = {
     "ScoredValue": "chain.scored",
     "Term": "chain.terms",
     "ValueTerms": "chain.terms",
-    "Run": "runs",
-    "load": "runs",
+    "Run": "runs.run",
+    "load": "runs.run",
 }
 
 

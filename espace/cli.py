@@ -68,9 +68,9 @@ def fit(
     """
     with _told(debug):
         from espace.errors import ConfigError
-        from espace.experiment import Experiment
-        from espace.report import Report
-        from espace.runs import config_file
+        from espace.runs.experiment import Experiment
+        from espace.runs.report import Report
+        from espace.runs.run import config_file
 
         more = list(overrides or [])
         if file is not None and "=" in str(file) and not file.exists():
@@ -88,8 +88,8 @@ def check(file: File, overrides: Overrides = None, debug: Debug = False) -> None
     Example: espace check examples/esmm.yaml data.train=new.parquet
     """
     with _told(debug):
-        from espace.experiment import Experiment
-        from espace.report import Report
+        from espace.runs.experiment import Experiment
+        from espace.runs.report import Report
 
         Experiment.from_yaml(file, overrides or []).check(Report())
         typer.echo("Nothing stands against training.")
@@ -102,8 +102,8 @@ def show(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     Example: espace show examples/esmm.yaml tower.hidden_units=[64,32]
     """
     with _told(debug):
-        from espace.experiment import Experiment
-        from espace.show import describe
+        from espace.runs.experiment import Experiment
+        from espace.runs.show import describe
 
         typer.echo(describe(Experiment.from_yaml(file, overrides or [])))
 
@@ -126,9 +126,9 @@ def evaluate(
     """
     with _told(debug):
         from espace.config import load as load_config
-        from espace.experiment import evaluate_run
-        from espace.report import Report
-        from espace.runs import config_file, load, write_results
+        from espace.runs.experiment import evaluate_run
+        from espace.runs.report import Report
+        from espace.runs.run import config_file, load, write_results
 
         source = config_file(run)
         trained = load(run, checkpoint)
@@ -165,10 +165,10 @@ def predict(
     Example: espace predict runs/esmm/20260101-120000 --data new.parquet --out predictions.parquet --keep user_id
     """
     with _told(debug):
-        from espace.build import scores_of
         from espace.config import override
-        from espace.report import Report
-        from espace.runs import load
+        from espace.runs.build import scores_of
+        from espace.runs.report import Report
+        from espace.runs.run import load
 
         trained = load(run, checkpoint)
         config = override(trained.config, overrides or [], trained.registry)
@@ -210,7 +210,7 @@ def list_(
     Example: espace list towers
     """
     with _told(debug):
-        from espace.show import catalogue
+        from espace.runs.show import catalogue
 
         typer.echo(catalogue(kind, plugin or []))
 
@@ -258,7 +258,7 @@ def compare(
     """
     with _told(debug):
         from espace.compare import compare as run_comparison
-        from espace.report import Report
+        from espace.runs.report import Report
 
         failed = run_comparison(file, overrides or [], out, workers, Report(quiet)).failed
         for planned, why in failed.items():

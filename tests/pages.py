@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 
 from espace.cli import app
 from espace.compare.comparison import Comparison
-from espace.experiment import Experiment
+from espace.runs.experiment import Experiment
 from tests.shop import Shop, rows
 
 HOME = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from pathlib import Path
 
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch", "pytorch_lightning", "espace.cli", "espace.experiment", "espace.training.lightning"]
+    ["torch", "pytorch_lightning", "espace.cli", "espace.runs.experiment", "espace.training.lightning"]
 )
 PATIENCE = 120  # seconds, on a busy machine
 

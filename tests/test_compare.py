@@ -25,7 +25,7 @@ from espace.compare.outcome import Outcome
 from espace.compare.statistics import difference
 from espace.data.batch import Batch
 from espace.errors import ConfigError, DataError
-from espace.runs import load
+from espace.runs.run import load
 from tests import pages
 from tests.processes import code_of, start, wait_for
 from tests.shop import CONFIG, SPLITS, Shop, put

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from espace.experiment import Experiment
 from espace.registry.registry import load
-from espace.runs import Run
+from espace.runs.experiment import Experiment
+from espace.runs.run import Run
 
 HOME = Path(__file__).parent.parent
 EXAMPLES = [p for p in sorted((HOME / "examples").glob("*.yaml")) if p.stem != "compare"]  # which compares experiments

@@ -15,11 +15,11 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 import espace
-from espace import experiment
-from espace.build import build_model, build_objective, build_weighting
 from espace.data.stream.stream import Plan, Stream
-from espace.experiment import Experiment, prepare
-from espace.report import Report
+from espace.runs import experiment
+from espace.runs.build import build_model, build_objective, build_weighting
+from espace.runs.experiment import Experiment, prepare
+from espace.runs.report import Report
 from espace.training.judging import Terms
 from tests.shop import CONFIG, put, rows
 

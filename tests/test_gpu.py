@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from espace.experiment import Experiment
+from espace.runs.experiment import Experiment
 from espace.training.graphs import Graphed
 from espace.training.optim import LazyAdam
 from tests.bench.data import experiment, write

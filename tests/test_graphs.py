@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from espace.data.batch import Batch, Ragged
-from espace.experiment import Experiment, _Training, prepare
 from espace.model.embedding import Table
-from espace.report import Report
+from espace.runs.experiment import Experiment, _Training, prepare
+from espace.runs.report import Report
 from espace.training.checkpoint import read_checkpoint
 from espace.training.graphs import Graphed
 from espace.training.lightning import Training

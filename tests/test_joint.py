@@ -18,13 +18,13 @@ from espace.chain.probability import Probabilities
 from espace.chain.spaces import Space
 from espace.data.batch import Batch
 from espace.errors import ChainError, ConfigError
-from espace.experiment import Experiment
 from espace.metrics.auc import AUC
 from espace.metrics.calibration import Calibration
 from espace.metrics.gauc import GAUC
 from espace.metrics.log_loss import LogLoss
 from espace.objectives.entire_space import EntireSpace
-from espace.show import describe
+from espace.runs.experiment import Experiment
+from espace.runs.show import describe
 from espace.training.judging import Judge, TermMeans
 from tests.chains import Enumeration, chain_of, every_chain, overlaps, random_logits, root_of
 from tests.shop import rows

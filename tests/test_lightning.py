@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from espace.errors import ConfigError, NonFiniteError, RunError
-from espace.experiment import Experiment, _Training, prepare
-from espace.report import Report
-from espace.runs import load
+from espace.runs.experiment import Experiment, _Training, prepare
+from espace.runs.report import Report
+from espace.runs.run import load
 from espace.training.callbacks import _is_finite
 from espace.training.checkpoint import read_checkpoint
 from espace.training.lightning import trainer_problems

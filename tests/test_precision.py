@@ -5,8 +5,8 @@ import contextlib
 import pytest
 import torch
 
-from espace.report import Report
-from espace.runs import load
+from espace.runs.report import Report
+from espace.runs.run import load
 from espace.training import precision
 from tests.shop import rows as shop_rows
 from tests.test_lightning import experiment, fit

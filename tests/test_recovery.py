@@ -17,10 +17,10 @@ from espace.chain.terms import ValueTerms
 from espace.config import Config
 from espace.data.batch import Batch
 from espace.data.encoding.labels import resolve
-from espace.experiment import Experiment
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
 from espace.registry.registry import load
+from espace.runs.experiment import Experiment
 from espace.training.judging import Terms
 from tests.chains import chain_of
 

@@ -13,8 +13,8 @@ import torch
 
 from espace.data.reading.split import Part
 from espace.errors import DataError, RunError
-from espace.experiment import Experiment, Prepared, _Training, prepare
-from espace.report import Report
+from espace.runs.experiment import Experiment, Prepared, _Training, prepare
+from espace.runs.report import Report
 from espace.training.callbacks import Checkpoints
 from espace.training.checkpoint import read_checkpoint
 from tests.shop import Shop, rows

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from espace.build import build_encoder, build_model, build_objective, chain_of, features_of
 from espace.config import Config, json_schema, load_with_plugins
 from espace.data.batch import Batch, Ragged
 from espace.data.encoding.columns import is_categorical, is_list, table_of
 from espace.data.encoding.encode import Layout, ordered_ids
 from espace.errors import ConfigError, PluginError
-from espace.experiment import Experiment
 from espace.model.blocks import Gate
 from espace.model.model import Model
 from espace.registry.registry import Registry, load
-from espace.show import catalogue
+from espace.runs.build import build_encoder, build_model, build_objective, chain_of, features_of
+from espace.runs.experiment import Experiment
+from espace.runs.show import catalogue
 from espace.testing import random_labels
 from espace.training.judging import Terms, Utilisation
 from tests.papers.loops import linear, softmax

@@ -13,7 +13,6 @@ import torch
 import yaml
 from sklearn.metrics import log_loss, roc_auc_score
 
-from espace.build import build_metrics, metric_names, spaces_of
 from espace.chain.chain import Chain
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
@@ -21,8 +20,9 @@ from espace.chain.spaces import Space, of_potential, spaces
 from espace.config import Config, override
 from espace.data.batch import Batch
 from espace.errors import ConfigError
-from espace.experiment import Experiment
 from espace.registry.registry import load
+from espace.runs.build import build_metrics, metric_names, spaces_of
+from espace.runs.experiment import Experiment
 from espace.stages.lognormal import LogNormal
 from espace.testing.chains import CHAINS
 from espace.training.judging import scored

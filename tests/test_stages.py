@@ -9,8 +9,8 @@ import torch
 import espace
 from espace.config import load
 from espace.errors import ConfigError
-from espace.experiment import Experiment
-from espace.show import describe
+from espace.runs.experiment import Experiment
+from espace.runs.show import describe
 from tests.shop import rows
 
 CLOGLOG = """\"\"\"Complementary log-log: P = 1 - exp(-exp(z)), the chance of an event when they come at the rate exp(z).\"\"\"

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import espace
-from espace.build import build_objective, term_weights
 from espace.chain.chain import Chain
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
@@ -25,11 +24,12 @@ from espace.data.encoding.encoded import _read, _write
 from espace.data.encoding.labels import resolve
 from espace.data.simulator.simulator import Simulator
 from espace.errors import ChainError, ConfigError, DataError
-from espace.experiment import Experiment, _Training, prepare
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.parent_space import ParentSpace
-from espace.report import Report
-from espace.show import describe
+from espace.runs.build import build_objective, term_weights
+from espace.runs.experiment import Experiment, _Training, prepare
+from espace.runs.report import Report
+from espace.runs.show import describe
 from espace.stages.lognormal import LogNormal
 from espace.stages.normal import Normal
 from espace.testing import random_labels

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from espace.build import build_sampler, chain_of, features_of, metric_names, spaces_of
 from espace.chain.chain import Chain
 from espace.compare.keys import PRODUCT_METRICS, Keys, Variant
 from espace.config.yamlfile import Key, Problem
 from espace.errors import did_you_mean
-from espace.experiment import Experiment
+from espace.runs.build import build_sampler, chain_of, features_of, metric_names, spaces_of
+from espace.runs.experiment import Experiment
 
 Helpers = Mapping[str, Experiment]  # those in which nothing is wrong
 Steps = Mapping[str, tuple[str, str]]  # `steps_of` the base

@@ -21,9 +21,9 @@ from espace.compare.planned import Planned
 from espace.compare.statistics import Difference, Ranked, difference, holm
 from espace.compare.workers import Task, run
 from espace.errors import EspaceError, RunError
-from espace.experiment import Experiment
-from espace.report import Report
-from espace.runs import writing
+from espace.runs.experiment import Experiment
+from espace.runs.report import Report
+from espace.runs.run import writing
 
 _FIT = "finished.json"
 

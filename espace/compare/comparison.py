@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import espace.config as configuration
-from espace.build import chain_of
 from espace.compare.checks import (
     Steps,
     helper_problems,
@@ -20,7 +19,8 @@ from espace.compare.keys import Product, Variant, keys_of, override
 from espace.compare.planned import Digests, Planned
 from espace.config.yamlfile import Key, Problem, read
 from espace.errors import ConfigError, EspaceError, did_you_mean
-from espace.experiment import Experiment
+from espace.runs.build import chain_of
+from espace.runs.experiment import Experiment
 
 Cell = tuple[str, float, int]  # condition, share, seed
 

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from espace.build import build_objective, build_weighting, chain_of, extras_of, labels_of, rows_at_once
 from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
 from espace.config import Config
@@ -18,9 +17,10 @@ from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder
 from espace.data.stream.stream import Plan, Stream
 from espace.errors import DataError
-from espace.experiment import Evaluated, See, evaluate, open_parts
 from espace.registry.registry import Registry
-from espace.runs import Run
+from espace.runs.build import build_objective, build_weighting, chain_of, extras_of, labels_of, rows_at_once
+from espace.runs.experiment import Evaluated, See, evaluate, open_parts
+from espace.runs.run import Run
 
 _LEAST = 1e-35  # what stands for a probability of 0, so that its logarithm is a number, in float32 too
 

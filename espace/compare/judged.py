@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import espace.config as configuration
-from espace.build import spaces_of
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
 from espace.chain.spaces import Space
@@ -26,9 +25,10 @@ from espace.compare.planned import Planned
 from espace.compare.statistics import Ranked
 from espace.data.batch import Batch
 from espace.errors import DataError
-from espace.experiment import evaluate_run
-from espace.report import Report
-from espace.runs import load
+from espace.runs.build import spaces_of
+from espace.runs.experiment import evaluate_run
+from espace.runs.report import Report
+from espace.runs.run import load
 from espace.training.judging import scored
 
 Values = dict[str, float]

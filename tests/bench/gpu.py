@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 import torch
 
 from espace.data.stream import prefetch
-from espace.experiment import Experiment
-from espace.report import Report
+from espace.runs.experiment import Experiment
+from espace.runs.report import Report
 from espace.training.lightning import Training
 from tests.bench.data import SIZES, experiment, write
 from tests.bench.floor import bandwidth, moved, products

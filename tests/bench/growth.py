@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espace.build import build_model, build_objective, build_weighting, layout_without_data
 from espace.config import Config
 from espace.data.batch import Batch, Ragged
 from espace.data.encoding.vocabulary import FIRST
-from espace.experiment import build_judge
 from espace.registry.registry import load
+from espace.runs.build import build_model, build_objective, build_weighting, layout_without_data
+from espace.runs.experiment import build_judge
 from espace.training.lightning import Training, make_trainer
 from espace.training.optim import LazyAdam
 from espace.training.precision import autocast, default_precision

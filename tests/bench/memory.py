@@ -30,7 +30,7 @@ def peak(path: Path, folder: Path) -> float:
 
 def child(yaml: Path, folder: Path) -> None:
     """Run the command line in this process and print its peak."""
-    from espace.experiment import Experiment
+    from espace.runs.experiment import Experiment
 
     Experiment.from_yaml(yaml).fit(Path(tempfile.mkdtemp(dir=folder)) / "run")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

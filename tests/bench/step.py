@@ -22,8 +22,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from espace.config import Config
-from espace.experiment import Experiment
 from espace.registry.registry import load
+from espace.runs.experiment import Experiment
 from espace.training.lightning import Training
 from espace.training.optim import LazyAdam
 from tests.bench.data import SIZES, experiment, write

@@ -10,8 +10,8 @@ from espace.data.encoding.encoded import Encoded
 from espace.data.reading import cache
 from espace.data.reading.split import HeldOut, Part
 from espace.errors import DataError
-from espace.experiment import Experiment, prepare
-from espace.report import Report
+from espace.runs.experiment import Experiment, prepare
+from espace.runs.report import Report
 
 
 @pytest.fixture(autouse=True)

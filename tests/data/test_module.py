@@ -12,8 +12,8 @@ import torch
 from espace.data.stream import module
 from espace.data.stream.stream import Stream
 from espace.errors import NonFiniteError
-from espace.experiment import Experiment, _Training, prepare
-from espace.report import Report
+from espace.runs.experiment import Experiment, _Training, prepare
+from espace.runs.report import Report
 from espace.training.checkpoint import read_checkpoint
 from tests.shop import CONFIG
 

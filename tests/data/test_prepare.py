@@ -29,7 +29,7 @@ from espace.data.raw.features import Field
 from espace.data.raw.lines import Tally, blocks
 from espace.data.raw.release import Published, Release
 from espace.errors import DataError
-from espace.experiment import Experiment
+from espace.runs.experiment import Experiment
 from tests import paper
 from tests.processes import _CONTEXT as FORKS
 from tests.raw import AliCcp, AliExpress

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from espace.data.reading.split import Everything, HeldOut, Sampled
-from espace.experiment import Experiment
+from espace.runs.experiment import Experiment
 
 ROWS = 4_000
 TABLE = pa.table({"x": range(ROWS)})

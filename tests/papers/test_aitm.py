@@ -17,10 +17,10 @@ from torch import nn
 
 from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
-from espace.experiment import Experiment
 from espace.links.aitm import AITM
 from espace.objectives.entire_space import EntireSpace
 from espace.objectives.ordered import Ordered
+from espace.runs.experiment import Experiment
 from espace.testing import random_labels
 from tests.chains import grow, lines_of
 from tests.papers.loops import assert_rows, linear, mixed, softmax

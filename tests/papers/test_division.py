@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from espace.build import build_encoder, build_model, features_of
 from espace.chain.chain import Chain
 from espace.data.batch import Batch
-from espace.experiment import Experiment
 from espace.objectives.entire_space import EntireSpace
+from espace.runs.build import build_encoder, build_model, features_of
+from espace.runs.experiment import Experiment
 from espace.testing import random_labels
 from tests.papers.plain import ROWS, assert_close, coins, entropy, gradient, loss, model, rates
 

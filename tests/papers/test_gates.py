@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 from espace import Experiment
 from espace.compare.statistics import Ranked
 from espace.data.simulator.simulator import Simulator
-from espace.runs import Run
+from espace.runs.run import Run
 
 FACTOR, RATE = 5, 0.5  # of OVERSAMPLING and AMAN
 SMALL = {"users": 6, "items": 5, "user_skew": 0, "item_skew": 0, "click_rate": 0.4, "conversion_rate": 0.4}

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from espace.experiment import Experiment
+from espace.runs.experiment import Experiment
 from espace.training.lightning import Training
 from tests.bench.data import experiment
 from tests.bench.peers.common import FIELDS, Bench

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from espace.build import chain_of, labels_of, spaces_of, term_weights
+from espace.runs.build import chain_of, labels_of, spaces_of, term_weights
 from espace.chain.grammar import Value
 from espace.config import Config
 from espace.data.auditing.scan import Scan

@@ -20,24 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 import espace.config as configuration
-from espace.build import (
-    build_encoder,
-    build_metrics,
-    build_model,
-    build_objective,
-    build_sampler,
-    build_weighting,
-    chain_of,
-    extras_of,
-    features_of,
-    labels_of,
-    limits_of,
-    metric_names,
-    rows_at_once,
-    sampling_of,
-    scores_of,
-    spaces_of,
-)
+from espace.runs.build import build_encoder, build_metrics, build_model, build_objective, build_sampler, build_weighting, chain_of, extras_of, features_of, labels_of, limits_of, metric_names, rows_at_once, sampling_of, scores_of, spaces_of
 from espace.chain.probability import Probabilities
 from espace.chain.scores import predictions
 from espace.config import Config
@@ -56,8 +39,8 @@ from espace.data.stream.stream import Plan, Scoring, Stream
 from espace.errors import ConfigError, DataError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
 from espace.registry.registry import Registry
-from espace.report import Report
-from espace.runs import Run, artefact_of, config_file, load, new_folder, removed_if_empty, write_results, write_start
+from espace.runs.report import Report
+from espace.runs.run import Run, artefact_of, config_file, load, new_folder, removed_if_empty, write_results, write_start
 from espace.training.checkpoint import read_checkpoint
 from espace.training.judging import Judge, TermMeans
 from espace.training.memory import keep_freed
@@ -242,7 +225,7 @@ def _check_length(config: Config, prepared: Prepared) -> None:
 
 def build_model_probe(config: Config, registry: Registry) -> Model:
     """The model on the "meta" device: every shape and parameter count, no memory. Raises what building raises."""
-    from espace.build import layout_without_data
+    from espace.runs.build import layout_without_data
 
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")

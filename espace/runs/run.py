@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import espace.config as configuration
-from espace.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
+from espace.runs.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
 from espace.chain.probability import Probabilities
 from espace.chain.scores import Numbers, predictions
 from espace.config import Config
