@@ -5,39 +5,41 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
+from espace.parts.links.aitm import AITM
+from espace.parts.links.none import NoLink
+from espace.parts.links.relation import Relation
+from espace.parts.metrics.auc import AUC
+from espace.parts.metrics.calibration import Calibration
+from espace.parts.metrics.count import Count
+from espace.parts.metrics.gauc import GAUC
+from espace.parts.metrics.log_loss import LogLoss
+from espace.parts.metrics.truth import Truth
+from espace.parts.metrics.value import ValueMetric
+from espace.parts.objectives.entire_space import EntireSpace
+from espace.parts.objectives.ordered import Ordered
+from espace.parts.objectives.parent_space import ParentSpace
+from espace.parts.samplers.negative_downsample import NegativeDownsample
+from espace.parts.samplers.none import NoSampler
+from espace.parts.samplers.oversample import Oversample
+from espace.parts.samplers.rejection import Rejection
+from espace.parts.samplers.unclicked_negatives import UnclickedNegatives
+from espace.parts.sharing.cgc import CGC
+from espace.parts.sharing.mmoe import MMoE
+from espace.parts.sharing.ple import PLE
+from espace.parts.sharing.separate import Separate
+from espace.parts.sharing.shared_bottom import SharedBottom
+from espace.parts.stages.binary import Binary
+from espace.parts.stages.gamma import Gamma
+from espace.parts.stages.lognormal import LogNormal
+from espace.parts.stages.normal import Normal
+from espace.parts.stages.ziln import ZILN
+from espace.parts.towers.mlp import MLP
+from espace.parts.weightings.fixed import Fixed
 
 from espace.data.reading.readers import Files, arrow, csv, parquet
 from espace.data.simulator.simulator import Simulator
-from espace.links.aitm import AITM
-from espace.links.none import NoLink
-from espace.links.relation import Relation
-from espace.metrics.auc import AUC
-from espace.metrics.calibration import Calibration
-from espace.metrics.count import Count
-from espace.metrics.gauc import GAUC
-from espace.metrics.log_loss import LogLoss
-from espace.metrics.truth import Truth
-from espace.metrics.value import ValueMetric
 from espace.model.features import Features, FeatureSpec, Field
-from espace.objectives.entire_space import EntireSpace
-from espace.objectives.ordered import Ordered
-from espace.objectives.parent_space import ParentSpace
 from espace.registry import registry as plugins
-from espace.samplers.negative_downsample import NegativeDownsample
-from espace.samplers.none import NoSampler
-from espace.samplers.oversample import Oversample
-from espace.samplers.rejection import Rejection
-from espace.samplers.unclicked_negatives import UnclickedNegatives
-from espace.sharing.cgc import CGC
-from espace.sharing.mmoe import MMoE
-from espace.sharing.ple import PLE
-from espace.sharing.separate import Separate
-from espace.sharing.shared_bottom import SharedBottom
-from espace.stages.binary import Binary
-from espace.stages.gamma import Gamma
-from espace.stages.lognormal import LogNormal
-from espace.stages.normal import Normal
-from espace.stages.ziln import ZILN
 from espace.testing import (
     LinkTests,
     MetricTests,
@@ -51,8 +53,6 @@ from espace.testing import (
     WeightingTests,
 )
 from espace.testing.chains import CHAINS
-from espace.towers.mlp import MLP
-from espace.weightings.fixed import Fixed
 
 
 class TestMLP(TowerTests):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from espace.parts.stages.lognormal import LogNormal
 from sklearn.metrics import log_loss, roc_auc_score
 
 from espace.chain.chain import Chain
@@ -23,7 +24,6 @@ from espace.errors import ConfigError
 from espace.registry.registry import load
 from espace.runs.build import build_metrics, metric_names, spaces_of
 from espace.runs.experiment import Experiment
-from espace.stages.lognormal import LogNormal
 from espace.testing.chains import CHAINS
 from espace.training.judging import scored
 from tests.metrics.test_truth import plain_correlation, plain_ranks

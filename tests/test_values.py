@@ -12,6 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from espace.parts.objectives.entire_space import EntireSpace
+from espace.parts.objectives.parent_space import ParentSpace
+from espace.parts.stages.lognormal import LogNormal
+from espace.parts.stages.normal import Normal
 
 import espace
 from espace.chain.chain import Chain
@@ -24,14 +28,10 @@ from espace.data.encoding.encoded import _read, _write
 from espace.data.encoding.labels import resolve
 from espace.data.simulator.simulator import Simulator
 from espace.errors import ChainError, ConfigError, DataError
-from espace.objectives.entire_space import EntireSpace
-from espace.objectives.parent_space import ParentSpace
 from espace.runs.build import build_objective, term_weights
 from espace.runs.experiment import Experiment, _Training, prepare
 from espace.runs.report import Report
 from espace.runs.show import describe
-from espace.stages.lognormal import LogNormal
-from espace.stages.normal import Normal
 from espace.testing import random_labels
 from espace.training.judging import Terms
 from tests.chains import CHAINS, Enumeration, chain_of, random_logits
@@ -441,7 +441,7 @@ def test_what_a_value_cannot_be_is_refused(store, sections, problem):
 
 
 DEAF = """import espace
-from espace.objectives.entire_space import EntireSpace
+from espace.parts.objectives.entire_space import EntireSpace
 
 
 class Deaf(EntireSpace):

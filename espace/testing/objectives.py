@@ -11,7 +11,7 @@ from torch import Tensor
 from espace.chain.chain import Chain
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
-from espace.stages.lognormal import LogNormal
+from espace.parts.stages.lognormal import LogNormal
 from espace.testing.chains import CHAINS, random_labels
 
 _ROWS = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchmetrics import Metric
 
-from espace.metrics import auc, calibration, count, gauc, log_loss, truth
+from espace.parts.metrics import auc, calibration, count, gauc, log_loss, truth
 from espace.testing.metrics import example_scored as draw
 from espace.testing.metrics import gathered, judge, scored, take
 

@@ -7,15 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from espace.parts.metrics.auc import AUC
+from espace.parts.metrics.gauc import GAUC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from espace.chain.scored import Scored
 from espace.errors import DataError
-from espace.metrics import hashed, logit
-from espace.metrics.auc import AUC
-from espace.metrics.gauc import GAUC
+from espace.parts.metrics import hashed, logit
 from tests.metrics.draws import draw, gathered, judge, scored, take
 
 

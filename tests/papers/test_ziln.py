@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-
-from espace.stages.ziln import ZILN
+from espace.parts.stages.ziln import ZILN
 
 ROWS = 40
 

@@ -15,7 +15,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 import espace
-from espace.stages import LARGEST, log_normal, scale_of, start_of_scale
+from espace.parts.stages import LARGEST, log_normal, scale_of, start_of_scale
 
 
 class Normal(nn.Module):

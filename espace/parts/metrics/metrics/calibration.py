@@ -17,7 +17,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 import espace
-from espace.metrics import judged, place
+from espace.parts.metrics import judged, place
 
 
 class Calibration(torchmetrics.Metric):

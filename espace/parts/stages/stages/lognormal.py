@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 import espace
-from espace.stages import LARGEST, SMALLEST, Scale, log_lognormal, scale_of, start_of_log
+from espace.parts.stages import LARGEST, SMALLEST, Scale, log_lognormal, scale_of, start_of_log
 
 
 class LogNormal(nn.Module):

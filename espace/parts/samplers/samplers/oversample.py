@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import espace
 from espace.errors import did_you_mean
-from espace.samplers import label
+from espace.parts.samplers import label
 
 
 class Oversample:

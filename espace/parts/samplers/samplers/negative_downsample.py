@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 import espace
 from espace.errors import did_you_mean
-from espace.samplers import label, reached
+from espace.parts.samplers import label, reached
 
 
 class NegativeDownsample:

@@ -16,7 +16,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 import espace
-from espace.metrics import KeepingMetric, extra, hashed, judged
+from espace.parts.metrics import KeepingMetric, extra, hashed, judged
 
 
 class Truth(KeepingMetric):

@@ -12,7 +12,7 @@ import torchmetrics
 from torch import Tensor
 
 import espace
-from espace.metrics import judged
+from espace.parts.metrics import judged
 
 
 class LogLoss(torchmetrics.Metric):

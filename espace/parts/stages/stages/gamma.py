@@ -10,7 +10,7 @@ import math
 from torch import Tensor, nn
 
 import espace
-from espace.stages import LARGEST, SMALLEST, Scale, scale_of, start_of_scale
+from espace.parts.stages import LARGEST, SMALLEST, Scale, scale_of, start_of_scale
 
 
 class Gamma(nn.Module):

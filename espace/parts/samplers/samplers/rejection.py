@@ -21,7 +21,7 @@ from annotated_types import Gt, Le
 from numpy.typing import NDArray
 
 import espace
-from espace.samplers import label, parent_of
+from espace.parts.samplers import label, parent_of
 
 
 class Rejection:

@@ -18,7 +18,7 @@ from annotated_types import Gt, Le
 from numpy.typing import NDArray
 
 import espace
-from espace.samplers import NEGATIVE, label, parent_of
+from espace.parts.samplers import NEGATIVE, label, parent_of
 
 
 class UnclickedNegatives:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import espace
-from espace.stages import LARGEST, Scale, log_lognormal, positive, scale_of, start_of_log
+from espace.parts.stages import LARGEST, Scale, log_lognormal, positive, scale_of, start_of_log
 
 
 class ZILN(nn.Module):

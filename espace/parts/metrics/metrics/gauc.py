@@ -16,7 +16,7 @@ from torch import Tensor
 
 import espace
 from espace.errors import DataError
-from espace.metrics import KeepingMetric, extra, judged, logit
+from espace.parts.metrics import KeepingMetric, extra, judged, logit
 
 
 class GAUC(KeepingMetric):
