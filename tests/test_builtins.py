@@ -5,6 +5,10 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
+
+from espace.data.reading.readers import Files, arrow, csv, parquet
+from espace.data.simulator.simulator import Simulator
+from espace.model.features import Features, FeatureSpec, Field
 from espace.parts.links.aitm import AITM
 from espace.parts.links.none import NoLink
 from espace.parts.links.relation import Relation
@@ -35,10 +39,6 @@ from espace.parts.stages.normal import Normal
 from espace.parts.stages.ziln import ZILN
 from espace.parts.towers.mlp import MLP
 from espace.parts.weightings.fixed import Fixed
-
-from espace.data.reading.readers import Files, arrow, csv, parquet
-from espace.data.simulator.simulator import Simulator
-from espace.model.features import Features, FeatureSpec, Field
 from espace.registry import registry as plugins
 from espace.testing import (
     LinkTests,

@@ -4,9 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from espace.parts.links.none import NoLink
-from espace.parts.sharing.separate import Separate
-from espace.parts.towers.mlp import MLP
 
 from espace.chain.chain import Chain
 from espace.data.batch import Ragged
@@ -16,6 +13,9 @@ from espace.data.encoding.learn import Learner
 from espace.data.encoding.table import Columns
 from espace.model.embedding import Embedding, feature_spec
 from espace.model.model import Model
+from espace.parts.links.none import NoLink
+from espace.parts.sharing.separate import Separate
+from espace.parts.towers.mlp import MLP
 
 CHAIN = Chain.parse(["impression -> click -> cart | wish"])
 FEATURES = [

@@ -10,11 +10,6 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from espace.parts.metrics.auc import AUC
-from espace.parts.metrics.calibration import Calibration
-from espace.parts.metrics.gauc import GAUC
-from espace.parts.metrics.log_loss import LogLoss
-from espace.parts.objectives.entire_space import EntireSpace
 
 import espace
 from espace.chain.chain import Chain
@@ -23,6 +18,11 @@ from espace.chain.probability import Probabilities
 from espace.chain.spaces import Space
 from espace.data.batch import Batch
 from espace.errors import ChainError, ConfigError
+from espace.parts.metrics.auc import AUC
+from espace.parts.metrics.calibration import Calibration
+from espace.parts.metrics.gauc import GAUC
+from espace.parts.metrics.log_loss import LogLoss
+from espace.parts.objectives.entire_space import EntireSpace
 from espace.runs.experiment import Experiment
 from espace.runs.show import describe
 from espace.training.judging import Judge, TermMeans

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from espace.parts.objectives.entire_space import EntireSpace
-from espace.parts.objectives.parent_space import ParentSpace
 
 from espace.chain.chain import Chain
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
 from espace.data.batch import Batch
+from espace.parts.objectives.entire_space import EntireSpace
+from espace.parts.objectives.parent_space import ParentSpace
 from espace.testing import random_labels
 from espace.training.judging import Terms
 

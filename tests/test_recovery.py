@@ -9,8 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from espace.parts.objectives.entire_space import EntireSpace
-from espace.parts.objectives.parent_space import ParentSpace
 
 from espace.chain.chain import Chain
 from espace.chain.labels import Labels
@@ -19,6 +17,8 @@ from espace.chain.terms import ValueTerms
 from espace.config import Config
 from espace.data.batch import Batch
 from espace.data.encoding.labels import resolve
+from espace.parts.objectives.entire_space import EntireSpace
+from espace.parts.objectives.parent_space import ParentSpace
 from espace.registry.registry import load
 from espace.runs.experiment import Experiment
 from espace.training.judging import Terms

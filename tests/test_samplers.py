@@ -10,12 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from espace.parts.objectives.entire_space import EntireSpace
-from espace.parts.objectives.parent_space import ParentSpace
-from espace.parts.samplers.negative_downsample import NegativeDownsample
-from espace.parts.samplers.oversample import Oversample
-from espace.parts.samplers.rejection import Rejection
-from espace.parts.samplers.unclicked_negatives import UnclickedNegatives
 
 import espace
 from espace.chain.chain import Chain
@@ -23,6 +17,12 @@ from espace.chain.probability import Probabilities
 from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder
 from espace.model.model import _after_sampling
+from espace.parts.objectives.entire_space import EntireSpace
+from espace.parts.objectives.parent_space import ParentSpace
+from espace.parts.samplers.negative_downsample import NegativeDownsample
+from espace.parts.samplers.oversample import Oversample
+from espace.parts.samplers.rejection import Rejection
+from espace.parts.samplers.unclicked_negatives import UnclickedNegatives
 from espace.training.judging import Terms
 from tests.chains import Enumeration, chain_of, every_chain, random_logits
 from tests.data.test_stream import same, stream

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from espace.parts.stages.lognormal import LogNormal
 from sklearn.metrics import log_loss, roc_auc_score
 
 from espace.chain.chain import Chain
@@ -21,6 +20,7 @@ from espace.chain.spaces import Space, of_potential, spaces
 from espace.config import Config, override
 from espace.data.batch import Batch
 from espace.errors import ConfigError
+from espace.parts.stages.lognormal import LogNormal
 from espace.registry.registry import load
 from espace.runs.build import build_metrics, metric_names, spaces_of
 from espace.runs.experiment import Experiment

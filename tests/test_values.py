@@ -12,10 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from espace.parts.objectives.entire_space import EntireSpace
-from espace.parts.objectives.parent_space import ParentSpace
-from espace.parts.stages.lognormal import LogNormal
-from espace.parts.stages.normal import Normal
 
 import espace
 from espace.chain.chain import Chain
@@ -28,6 +24,10 @@ from espace.data.encoding.encoded import _read, _write
 from espace.data.encoding.labels import resolve
 from espace.data.simulator.simulator import Simulator
 from espace.errors import ChainError, ConfigError, DataError
+from espace.parts.objectives.entire_space import EntireSpace
+from espace.parts.objectives.parent_space import ParentSpace
+from espace.parts.stages.lognormal import LogNormal
+from espace.parts.stages.normal import Normal
 from espace.runs.build import build_objective, term_weights
 from espace.runs.experiment import Experiment, _Training, prepare
 from espace.runs.report import Report

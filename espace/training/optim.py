@@ -39,9 +39,10 @@ class LazyAdam(torch.optim.Optimizer):
     a row's moments average the gradients of its own look-ups. The bias correction counts the steps of the whole table, as
     in torch's SparseAdam, those in which no row was looked up included. The same input gives the same bits.
 
-    With `exact` a row looked up again first makes the steps it has missed, with a gradient of zero (`espace.training.missed`), so that
-    the result is that of dense Adam, in each catching up to 5e-5 of its move. Whoever looks rows up has to call `catch_up`
-    before, and whoever reads a whole table `settle`. A table then needs sparse gradients throughout.
+    With `exact` a row looked up again first makes the steps it has missed, with a gradient of zero (see
+    `espace.training.missed`), so that the result is that of dense Adam, in each catching up to 5e-5 of its move. Whoever
+    looks rows up has to call `catch_up` before, and whoever reads a whole table `settle`. A table then needs sparse
+    gradients throughout.
 
     Args:
         params: parameters or groups of them. Dense and sparse gradients may be mixed within a group, and a table may get

@@ -21,11 +21,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from espace.parts.objectives.entire_space import EntireSpace
 
 from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
 from espace.data.batch import Batch
+from espace.parts.objectives.entire_space import EntireSpace
 from espace.testing import random_labels
 from espace.training.judging import Terms
 from tests.bench.data import write

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from espace.parts.metrics.auc import AUC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from espace.chain.scored import Scored
 from espace.parts.metrics import logit, place
+from espace.parts.metrics.auc import AUC
 from tests.metrics.draws import draw, judge, scored
 
 

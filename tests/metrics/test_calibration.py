@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from espace.parts.metrics.calibration import Calibration
 
 from espace.parts.metrics import logit
+from espace.parts.metrics.calibration import Calibration
 from tests.metrics.draws import draw, gathered, judge, scored, take
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from espace.parts.metrics.count import Count
 
+from espace.parts.metrics.count import Count
 from tests.metrics.draws import draw, judge
 
 

@@ -7,8 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from espace.parts.metrics.auc import AUC
-from espace.parts.metrics.gauc import GAUC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -16,6 +14,8 @@ from sklearn.metrics import roc_auc_score
 from espace.chain.scored import Scored
 from espace.errors import DataError
 from espace.parts.metrics import hashed, logit
+from espace.parts.metrics.auc import AUC
+from espace.parts.metrics.gauc import GAUC
 from tests.metrics.draws import draw, gathered, judge, scored, take
 
 

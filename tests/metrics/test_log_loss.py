@@ -7,8 +7,8 @@ import math
 import pytest
 import sklearn.metrics
 import torch
-from espace.parts.metrics.log_loss import LogLoss
 
+from espace.parts.metrics.log_loss import LogLoss
 from tests.metrics.draws import draw, judge, scored
 
 

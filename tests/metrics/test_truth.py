@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from espace.parts.metrics.truth import Truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
@@ -16,6 +15,7 @@ from sklearn.metrics import root_mean_squared_error
 
 from espace.chain.scored import Scored
 from espace.errors import DataError
+from espace.parts.metrics.truth import Truth
 from tests.metrics.draws import draw, gathered, judge, scored, take
 
 NAMES = ("rank_correlation", "predicted_over_true", "rmse")

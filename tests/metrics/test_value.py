@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from espace.parts.metrics.value import ValueMetric
 
 from espace.chain.scored import ScoredValue
 from espace.errors import NonFiniteError
+from espace.parts.metrics.value import ValueMetric
 from tests.metrics.draws import judge
 
 

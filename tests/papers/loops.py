@@ -8,10 +8,10 @@ from random import Random
 from typing import Any
 
 import torch
-from espace.parts.towers.mlp import MLP
 from torch import Tensor, nn
 
 from espace.model.features import Features, FeatureSpec, Field
+from espace.parts.towers.mlp import MLP
 
 Vector = list[float]
 

@@ -13,13 +13,13 @@ from random import Random
 
 import pytest
 import torch
-from espace.parts.links.aitm import AITM
-from espace.parts.objectives.entire_space import EntireSpace
-from espace.parts.objectives.ordered import Ordered
 from torch import nn
 
 from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
+from espace.parts.links.aitm import AITM
+from espace.parts.objectives.entire_space import EntireSpace
+from espace.parts.objectives.ordered import Ordered
 from espace.runs.experiment import Experiment
 from espace.testing import random_labels
 from tests.chains import grow, lines_of

@@ -12,9 +12,8 @@ from __future__ import annotations
 import itertools
 import math
 
-from espace.parts.objectives.entire_space import EntireSpace
-
 from espace.chain.chain import Chain
+from espace.parts.objectives.entire_space import EntireSpace
 from tests.papers.plain import assert_close, coins, entropy, loss, model, rates
 
 STAGES = ("click", "application", "approval", "activation")

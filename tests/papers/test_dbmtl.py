@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 import torch
-from espace.parts.links.relation import Relation
 
 from espace.chain.chain import Chain
+from espace.parts.links.relation import Relation
 from tests.chains import grow, lines_of
 from tests.papers.loops import assert_rows, tanh_layers
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from espace.parts.objectives.entire_space import EntireSpace
 
 from espace.chain.chain import Chain
 from espace.data.batch import Batch
+from espace.parts.objectives.entire_space import EntireSpace
 from espace.runs.build import build_encoder, build_model, features_of
 from espace.runs.experiment import Experiment
 from espace.testing import random_labels

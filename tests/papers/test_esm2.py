@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from espace.parts.objectives.entire_space import EntireSpace
-from espace.parts.objectives.parent_space import ParentSpace
 
 from espace.chain.chain import Chain
+from espace.parts.objectives.entire_space import EntireSpace
+from espace.parts.objectives.parent_space import ParentSpace
 from tests.papers.plain import assert_close, coins, entropy, gradient, loss, model, rates
 
 CHAIN = Chain.parse(["impression -> click", "click -> action else other", "action -> buy", "other -> buy"])

@@ -7,9 +7,9 @@ y6 = P(buy | no macro).
 from __future__ import annotations
 
 import torch
-from espace.parts.objectives.entire_space import EntireSpace
 
 from espace.chain.chain import Chain
+from espace.parts.objectives.entire_space import EntireSpace
 from tests.papers.plain import assert_close, coins, entropy, loss, model, rates
 
 CHAIN = Chain.parse(

@@ -6,11 +6,11 @@ And the exclusive choice itself, with and without a rest.
 from __future__ import annotations
 
 import torch
-from espace.parts.objectives.entire_space import EntireSpace
-from espace.parts.objectives.parent_space import ParentSpace
 
 from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
+from espace.parts.objectives.entire_space import EntireSpace
+from espace.parts.objectives.parent_space import ParentSpace
 from tests.papers.plain import assert_close, coins, entropy, loss, model, rates
 
 CHOICE = Chain.parse(["impression -> click", "click -> cart | wish | share"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from espace.parts.sharing.mmoe import MMoE
 from espace.parts.sharing.shared_bottom import SharedBottom
-
 from tests.papers.loops import assert_rows, drawn, gated, mixed, tanh_layers
 
 every_case = pytest.mark.parametrize("seed", range(20))

@@ -6,10 +6,10 @@ p_v = P(pay | click), p_r = P(refund | pay); every row is a click.
 from __future__ import annotations
 
 import torch
-from espace.parts.objectives.entire_space import EntireSpace
-from espace.parts.objectives.parent_space import ParentSpace
 
 from espace.chain.chain import Chain
+from espace.parts.objectives.entire_space import EntireSpace
+from espace.parts.objectives.parent_space import ParentSpace
 from tests.papers.plain import assert_close, coins, entropy, loss, model, rates
 
 CHAIN = Chain.parse("click -> pay -> refund else keep")

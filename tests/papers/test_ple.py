@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from espace.model.features import Features
 from espace.parts.sharing.cgc import CGC
 from espace.parts.sharing.mmoe import MMoE
 from espace.parts.sharing.ple import PLE
-
-from espace.model.features import Features
 from tests.papers.loops import assert_rows, drawn, gated, tanh_layers
 
 every_case = pytest.mark.parametrize("seed", range(20))

@@ -10,10 +10,10 @@ y1 = P(click), y2 = P(install | click, no act), y3 = P(install | no click), y4 =
 from __future__ import annotations
 
 import torch
-from espace.parts.objectives.entire_space import EntireSpace
-from espace.parts.objectives.parent_space import ParentSpace
 
 from espace.chain.chain import Chain
+from espace.parts.objectives.entire_space import EntireSpace
+from espace.parts.objectives.parent_space import ParentSpace
 from tests.papers.plain import assert_close, coins, entropy, loss, model, rates
 
 CHAIN = Chain.parse(["impression -> click else pass", "click -> conversion", "pass -> conversion"])

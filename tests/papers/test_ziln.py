@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from espace.parts.stages.ziln import ZILN
 
 ROWS = 40

@@ -13,10 +13,10 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge
-from espace.parts.objectives.entire_space import EntireSpace
 from torch import Tensor
 
 import espace
+from espace.parts.objectives.entire_space import EntireSpace
 
 
 class Ordered:

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from espace.parts.sharing.cgc import Extraction, Number, places_of
 from torch import nn
 
 import espace
+from espace.parts.sharing.cgc import Extraction, Number, places_of
 
 
 class PLE(nn.Module):
