@@ -26,7 +26,7 @@ from espace.runs.build import build_metrics, metric_names, spaces_of
 from espace.runs.experiment import Experiment
 from espace.testing.chains import CHAINS
 from espace.training.judging import scored
-from tests.metrics.test_truth import plain_correlation, plain_ranks
+from tests.parts.metrics.test_truth import plain_correlation, plain_ranks
 from tests.shop import CONFIG, SPLITS, put, rows
 
 REGISTRY = load()

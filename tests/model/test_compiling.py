@@ -9,7 +9,7 @@ from torch import nn
 from espace.model.compiling import Compiled
 from espace.registry.registry import load
 from espace.testing.features import as_float, example_features, example_spec, rows_of
-from tests.test_lightning import lines, train, weights
+from tests.training.test_lightning import lines, train, weights
 
 TOWERS = [entry.name for entry in load().entries("towers")]
 BY_EVENTS = {"din", "dien", "bst"}  # they look at how long histories are, which torch cannot compile in one piece

@@ -24,9 +24,9 @@ from espace.parts.samplers.oversample import Oversample
 from espace.parts.samplers.rejection import Rejection
 from espace.parts.samplers.unclicked_negatives import UnclickedNegatives
 from espace.training.judging import Terms
+from tests.chain.test_probability import assert_close, both, places
 from tests.chains import Enumeration, chain_of, every_chain, random_logits
 from tests.data.test_stream import same, stream
-from tests.test_probability import assert_close, both, places
 
 ESMM = Chain.parse(["impression -> click -> conversion"])
 ESM2 = Chain.parse(

@@ -124,7 +124,7 @@ def rows_moved_by(request, monkeypatch):
             {"numba": "espace.training.kernels", "triton": "espace.training.triton_kernels"}[request.param]
         )
         if request.param == "triton" and torch.cuda.is_available():
-            pytest.skip("there its kernels are compiled for the GPU: tests/test_gpu.py")
+            pytest.skip("there its kernels are compiled for the GPU: tests/training/test_gpu.py")
         if request.param == "triton":  # so slow is the interpreter that sizes are such that few look-ups are many
             for size, small in {"_LOOK_UPS": 8, "_CUT": 4, "_CHECKED": 8, "_PROGRAMS": 5, "_STEPS": 4}.items():
                 monkeypatch.setattr(kernels, size, small)

@@ -8,7 +8,7 @@ import torch
 
 from espace.parts.metrics import logit
 from espace.parts.metrics.calibration import Calibration
-from tests.metrics.draws import draw, gathered, judge, scored, take
+from tests.parts.metrics.draws import draw, gathered, judge, scored, take
 
 
 def test_labels_drawn_from_the_predictions_give_a_ratio_of_one_within_four_standard_errors() -> None:

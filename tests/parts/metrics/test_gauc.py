@@ -16,7 +16,7 @@ from espace.errors import DataError
 from espace.parts.metrics import hashed, logit
 from espace.parts.metrics.auc import AUC
 from espace.parts.metrics.gauc import GAUC
-from tests.metrics.draws import draw, gathered, judge, scored, take
+from tests.parts.metrics.draws import draw, gathered, judge, scored, take
 
 
 def per_group(rows: Scored) -> tuple[np.ndarray, np.ndarray]:

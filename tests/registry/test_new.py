@@ -15,7 +15,7 @@ from espace.registry import new
 from espace.registry import registry as plugins
 from tests.shop import Shop
 
-HOME = Path(__file__).parents[1]
+HOME = Path(__file__).parents[2]
 FILES = ["README.md", "made_up.yaml", "pyproject.toml", "espace_made_up/__init__.py", "tests/test_made_up.py"]
 FEW = ["data.train=2000", "data.validation=1000", "data.test=1000", "trainer.accelerator=cpu", "--quiet"]
 

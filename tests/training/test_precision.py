@@ -9,7 +9,7 @@ from espace.runs.report import Report
 from espace.runs.run import load
 from espace.training import precision
 from tests.shop import rows as shop_rows
-from tests.test_lightning import experiment, fit
+from tests.training.test_lightning import experiment, fit
 
 
 def machine(monkeypatch, *, amx=False, cuda=False, tensor_cores=False):

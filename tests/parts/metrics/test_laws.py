@@ -1,4 +1,4 @@
-"""What holds for every built-in metric besides the laws that plugins inherit (tests/test_builtins.py)."""
+"""What holds for every built-in metric besides the laws that plugins inherit (tests/registry/test_builtins.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from espace.errors import NonFiniteError
-from tests.metrics.draws import METRICS, build, draw, judge, take
+from tests.parts.metrics.draws import METRICS, build, draw, judge, take
 
 NEED_BOTH = {"auc", "normalized_entropy", "gauc"}
 

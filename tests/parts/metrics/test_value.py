@@ -11,7 +11,7 @@ import torch
 from espace.chain.scored import ScoredValue
 from espace.errors import NonFiniteError
 from espace.parts.metrics.value import ValueMetric
-from tests.metrics.draws import judge
+from tests.parts.metrics.draws import judge
 
 
 def draw(rows: int, seed: int, *, negative: bool = False) -> ScoredValue:

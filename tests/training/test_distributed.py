@@ -17,7 +17,7 @@ import torch
 from espace.training.checkpoint import read_checkpoint
 from tests.processes import PATIENCE, code_of, start_ranks, wait_for
 from tests.shop import Shop, rows
-from tests.test_resume import SECTIONS
+from tests.training.test_resume import SECTIONS
 
 ROWS = 385  # 7 batches of 64: the last has one row, and rank 0 none of it
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from espace.parts.metrics.count import Count
-from tests.metrics.draws import draw, judge
+from tests.parts.metrics.draws import draw, judge
 
 
 def test_each_row_of_non_zero_weight_counts_once_whatever_its_weight() -> None:

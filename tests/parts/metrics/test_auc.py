@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from espace.chain.scored import Scored
 from espace.parts.metrics import logit, place
 from espace.parts.metrics.auc import AUC
-from tests.metrics.draws import draw, judge, scored
+from tests.parts.metrics.draws import draw, judge, scored
 
 
 def exact(rows: Scored) -> float:

@@ -15,7 +15,7 @@ from espace.training.callbacks import Checkpoints, Interrupted, Interrupts
 from espace.training.checkpoint import read_checkpoint
 from tests.processes import code_of, start, wait_for
 from tests.shop import Shop, rows
-from tests.test_resume import SECTIONS, differences
+from tests.training.test_resume import SECTIONS, differences
 
 KILLS = 5
 CHAIN = ["impression -> click -> conversion"]

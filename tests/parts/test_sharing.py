@@ -26,7 +26,7 @@ from espace.training.judging import Terms, Utilisation
 from tests.papers.loops import linear, softmax
 from tests.shop import CONFIG, Shop, Trained
 
-ESMM = Path(__file__).parent.parent / "examples" / "esmm.yaml"
+ESMM = Path(__file__).parents[2] / "examples" / "esmm.yaml"
 CHAINS = {
     "esmm": [],
     "esm2": [

@@ -16,7 +16,7 @@ from sklearn.metrics import root_mean_squared_error
 from espace.chain.scored import Scored
 from espace.errors import DataError
 from espace.parts.metrics.truth import Truth
-from tests.metrics.draws import draw, gathered, judge, scored, take
+from tests.parts.metrics.draws import draw, gathered, judge, scored, take
 
 NAMES = ("rank_correlation", "predicted_over_true", "rmse")
 

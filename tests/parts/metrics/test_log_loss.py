@@ -9,7 +9,7 @@ import sklearn.metrics
 import torch
 
 from espace.parts.metrics.log_loss import LogLoss
-from tests.metrics.draws import draw, judge, scored
+from tests.parts.metrics.draws import draw, judge, scored
 
 
 def test_it_equals_sklearn_on_weighted_rows() -> None:
