@@ -126,7 +126,7 @@ def evaluate(
     """
     with _told(debug):
         from espace.config import load as load_config
-        from espace.runs.experiment import evaluate_run
+        from espace.runs.evaluating import evaluate_run
         from espace.runs.report import Report
         from espace.runs.run import config_file, load, write_results
 

@@ -8,8 +8,9 @@ from espace.chain.chain import Chain
 from espace.compare.keys import PRODUCT_METRICS, Keys, Variant
 from espace.config.yamlfile import Key, Problem
 from espace.errors import did_you_mean
-from espace.runs.build import build_sampler, chain_of, features_of, metric_names, spaces_of
+from espace.runs.build import build_sampler, chain_of, features_of, spaces_of
 from espace.runs.experiment import Experiment
+from espace.runs.metrics import metric_names
 
 Helpers = Mapping[str, Experiment]  # those in which nothing is wrong
 Steps = Mapping[str, tuple[str, str]]  # `steps_of` the base

@@ -19,7 +19,8 @@ from espace.data.stream.stream import Plan, Stream
 from espace.errors import DataError
 from espace.registry.registry import Registry
 from espace.runs.build import build_objective, build_weighting, chain_of, extras_of, labels_of, rows_at_once
-from espace.runs.experiment import Evaluated, See, evaluate, open_parts
+from espace.runs.evaluating import Evaluated, See, evaluate
+from espace.runs.opening import open_parts
 from espace.runs.run import Run
 
 _LEAST = 1e-35  # what stands for a probability of 0, so that its logarithm is a number, in float32 too

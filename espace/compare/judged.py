@@ -26,7 +26,7 @@ from espace.compare.statistics import Ranked
 from espace.data.batch import Batch
 from espace.errors import DataError
 from espace.runs.build import spaces_of
-from espace.runs.experiment import evaluate_run
+from espace.runs.evaluating import evaluate_run
 from espace.runs.report import Report
 from espace.runs.run import load
 from espace.training.judging import scored

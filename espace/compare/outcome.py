@@ -14,7 +14,8 @@ from espace.compare.comparison import Comparison
 from espace.compare.judged import Values
 from espace.compare.planned import Planned
 from espace.compare.statistics import LEVEL, Difference, quantile
-from espace.runs.report import Interval, Report
+from espace.runs.figures import Interval
+from espace.runs.report import Report
 from espace.runs.run import writing
 
 

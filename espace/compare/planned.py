@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from espace.compare.keys import override
 from espace.config import Config
 from espace.registry.registry import Registry, is_file
-from espace.runs.experiment import open_parts
+from espace.runs.opening import open_parts
 
 _VERSIONS = (1, importlib.metadata.version("espace"))
 _NOT_OF_TRAINING = ("test", "workers", "keep_encoded")  # of data

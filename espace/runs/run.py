@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 import espace.config as configuration
-from espace.runs.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
 from espace.chain.probability import Probabilities
 from espace.chain.scores import Numbers, predictions
 from espace.config import Config
@@ -31,6 +30,7 @@ from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
 from espace.registry.registry import Registry
 from espace.registry.registry import load as load_plugins
+from espace.runs.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
 from espace.training.checkpoint import read_checkpoint
 from espace.training.optim import settle
 from espace.training.precision import autocast, default_precision

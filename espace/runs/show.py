@@ -8,16 +8,28 @@ from typing import Any
 
 from torch import nn
 
-from espace.runs.build import build_objective, chain_of, features_of, joint_of, kind_of, labels_of, layout_without_data, sampling_of, scores_of, tower_of
 from espace.config.schema import EXPERT
 from espace.config.validate import describe as describe_type
 from espace.config.yamlfile import show
 from espace.data.encoding.columns import FEATURE_TYPES
 from espace.errors import ConfigError, did_you_mean
-from espace.runs.experiment import Experiment, build_model_probe
 from espace.model.embedding import feature_spec
 from espace.registry.registry import KINDS, Entry
 from espace.registry.registry import load as load_plugins
+from espace.runs.build import (
+    build_model_probe,
+    build_objective,
+    chain_of,
+    features_of,
+    joint_of,
+    kind_of,
+    labels_of,
+    layout_without_data,
+    sampling_of,
+    scores_of,
+    tower_of,
+)
+from espace.runs.experiment import Experiment
 
 
 def describe(experiment: Experiment) -> str:

@@ -28,10 +28,11 @@ from espace.data.batch import Batch, Ragged
 from espace.data.encoding.vocabulary import FIRST
 from espace.registry.registry import load
 from espace.runs.build import build_model, build_objective, build_weighting, layout_without_data
-from espace.runs.experiment import build_judge
-from espace.training.lightning import Training, make_trainer
+from espace.runs.evaluating import build_judge
+from espace.training.lightning import Training
 from espace.training.optim import LazyAdam
 from espace.training.precision import autocast, default_precision
+from espace.training.trainer import make_trainer
 
 DIM, HIDDEN, WARM_UP, DISTINCT = 18, [360, 200, 80], 8, 6
 

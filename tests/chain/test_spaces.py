@@ -22,8 +22,9 @@ from espace.data.batch import Batch
 from espace.errors import ConfigError
 from espace.parts.stages.lognormal import LogNormal
 from espace.registry.registry import load
-from espace.runs.build import build_metrics, metric_names, spaces_of
+from espace.runs.build import spaces_of
 from espace.runs.experiment import Experiment
+from espace.runs.metrics import build_metrics, metric_names
 from espace.testing.chains import CHAINS
 from espace.training.judging import scored
 from tests.parts.metrics.test_truth import plain_correlation, plain_ranks

@@ -10,7 +10,8 @@ from espace.data.encoding.encoded import Encoded
 from espace.data.reading import cache
 from espace.data.reading.split import HeldOut, Part
 from espace.errors import DataError
-from espace.runs.experiment import Experiment, prepare
+from espace.runs.experiment import Experiment
+from espace.runs.opening import prepare
 from espace.runs.report import Report
 
 

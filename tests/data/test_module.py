@@ -12,7 +12,9 @@ import torch
 from espace.data.stream import module
 from espace.data.stream.stream import Stream
 from espace.errors import NonFiniteError
-from espace.runs.experiment import Experiment, _Training, prepare
+from espace.runs.experiment import Experiment
+from espace.runs.fitting import Fitting
+from espace.runs.opening import prepare
 from espace.runs.report import Report
 from espace.training.checkpoint import read_checkpoint
 from tests.shop import CONFIG
@@ -56,7 +58,7 @@ def train(shop, name, *arguments, resume=False, **sections):
     made, report, folder = experiment(shop, *arguments, **sections), Report(quiet=True), shop.folder / name
     folder.mkdir(exist_ok=True)
     prepared = prepare(made.config, made.registry, report)
-    _Training(made.config, made.registry, prepared, folder, report).run(resume)
+    Fitting(made.config, made.registry, prepared, folder, report).run(resume)
     return folder
 
 

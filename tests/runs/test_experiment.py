@@ -16,9 +16,10 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import espace
 from espace.data.stream.stream import Plan, Stream
-from espace.runs import experiment
+from espace.runs import experiment, fitting
 from espace.runs.build import build_model, build_objective, build_weighting
-from espace.runs.experiment import Experiment, prepare
+from espace.runs.experiment import Experiment
+from espace.runs.opening import prepare
 from espace.runs.report import Report
 from espace.training.judging import Terms
 from tests.shop import CONFIG, put, rows
@@ -294,7 +295,7 @@ class TestFirstStep:
 def test_no_kernel_is_compiled_while_the_filters_of_warnings_are_others(shop, monkeypatch):
     """They are the process's, and numba puts back those that it found: Lightning's warnings would be seen."""
     changed, late = threading.Event(), []
-    quiet = experiment._lightning_quiet
+    quiet = fitting.lightning_quiet
 
     @contextmanager
     def told():
@@ -303,6 +304,6 @@ def test_no_kernel_is_compiled_while_the_filters_of_warnings_are_others(shop, mo
             yield
 
     monkeypatch.setattr(experiment, "load_kernels", lambda: late.append(changed.wait(timeout=1.0)))
-    monkeypatch.setattr(experiment, "_lightning_quiet", told)
+    monkeypatch.setattr(fitting, "lightning_quiet", told)
     Experiment.from_yaml(shop.yaml(), ["trainer.max_steps=2"]).fit("run")
     assert (late, changed.is_set()) == ([False], True)

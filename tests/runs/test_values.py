@@ -29,7 +29,9 @@ from espace.parts.objectives.parent_space import ParentSpace
 from espace.parts.stages.lognormal import LogNormal
 from espace.parts.stages.normal import Normal
 from espace.runs.build import build_objective, term_weights
-from espace.runs.experiment import Experiment, _Training, prepare
+from espace.runs.experiment import Experiment
+from espace.runs.fitting import Fitting
+from espace.runs.opening import prepare
 from espace.runs.report import Report
 from espace.runs.show import describe
 from espace.testing import random_labels
@@ -483,7 +485,7 @@ def test_a_value_has_a_tower_under_every_sharing_and_link(store, sharing, link):
 def test_heads_start_at_the_mean_of_the_training_rows(store, kind):
     made = experiment(store, stages={"revenue": {"kind": kind}})
     prepared = prepare(made.config, made.registry, Report(quiet=True))
-    training = _Training(made.config, made.registry, prepared, store.folder, Report(quiet=True))
+    training = Fitting(made.config, made.registry, prepared, store.folder, Report(quiet=True))
     torch.nn.init.zeros_(training.model.heads["conversion_to_revenue"].weight)  # what the towers add by chance
     batch = next(iter(prepared.stream(made.config, "train")))
     observed = np.nanmean(amounts_of(rows(600)).to_numpy(zero_copy_only=False))

@@ -16,7 +16,7 @@ import torch
 from espace.errors import RunError
 from espace.training import checkpoint
 from espace.training.checkpoint import read_checkpoint, write_checkpoint
-from espace.training.lightning import SafeCheckpointIO
+from espace.training.trainer import SafeCheckpointIO
 
 
 class Killed(BaseException):

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from espace.data.batch import Batch, Ragged
 from espace.model.embedding import Table
-from espace.runs.experiment import Experiment, _Training, prepare
+from espace.runs.experiment import Experiment
+from espace.runs.fitting import Fitting
+from espace.runs.opening import prepare
 from espace.runs.report import Report
 from espace.training.checkpoint import read_checkpoint
 from espace.training.graphs import Graphed
@@ -201,7 +203,7 @@ class Lab:
         with self.patch.context() as patch:
             made: list[Recorder] = []
             looked_up = self._start_as_on_a_gpu(patch, kind, made)
-            _Training(experiment.config, experiment.registry, prepared, folder, report).run(resume)
+            Fitting(experiment.config, experiment.registry, prepared, folder, report).run(resume)
         weights = read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
         return Trained(weights, (folder / "metrics.csv").read_text(), looked_up, made[0] if made else None)
 

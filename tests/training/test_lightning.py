@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from espace.errors import ConfigError, NonFiniteError, RunError
-from espace.runs.experiment import Experiment, _Training, prepare
+from espace.runs.experiment import Experiment
+from espace.runs.fitting import Fitting
+from espace.runs.opening import prepare
 from espace.runs.report import Report
 from espace.runs.run import load
 from espace.training.callbacks import _is_finite
 from espace.training.checkpoint import read_checkpoint
-from espace.training.lightning import trainer_problems
+from espace.training.trainer import trainer_problems
 from tests.shop import CONFIG, rows
 
 TRAINER = {"accelerator": "cpu", "max_epochs": 1}
@@ -43,7 +45,7 @@ def train(shop, name="run", **sections):
     made, report = experiment(shop, **sections), Report(quiet=True)
     (shop.folder / name).mkdir()
     prepared = prepare(made.config, made.registry, report)
-    _Training(made.config, made.registry, prepared, shop.folder / name, report).run(resume=False)
+    Fitting(made.config, made.registry, prepared, shop.folder / name, report).run(resume=False)
     return shop.folder / name
 
 

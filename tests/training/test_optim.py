@@ -20,7 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from espace.errors import EspaceError
 from espace.training import optim
-from espace.training.optim import LazyAdam, clip_grad_norm
+from espace.training import rows as by_torch
+from espace.training.optim import LazyAdam
+from espace.training.sparse import clip_grad_norm
 
 ROWS, WIDTH = 12, 3
 COUNTS = [0, 7, 5_000, 40_000]  # look-ups: few and many are sorted in different ways
@@ -219,8 +221,8 @@ def test_the_way_of_a_gpu_which_never_asks_how_many_rows_there_are_moves_them_al
     ours, theirs = table_of(), table_of()
     steps = look_ups(5, count)
     run(LazyAdam([theirs], weight_decay=weight_decay), theirs, steps)
-    monkeypatch.setattr(optim, "_summed", optim._summed_on_device)
-    monkeypatch.setattr(optim, "_blocks", lambda pair: [pair])
+    monkeypatch.setattr(by_torch, "summed", by_torch.summed_on_device)
+    monkeypatch.setattr(by_torch, "_blocks", lambda pair: [pair])
     run(LazyAdam([ours], weight_decay=weight_decay), ours, steps)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 

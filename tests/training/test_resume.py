@@ -13,7 +13,9 @@ import torch
 
 from espace.data.reading.split import Part
 from espace.errors import DataError, RunError
-from espace.runs.experiment import Experiment, Prepared, _Training, prepare
+from espace.runs.experiment import Experiment
+from espace.runs.fitting import Fitting
+from espace.runs.opening import Prepared, prepare
 from espace.runs.report import Report
 from espace.training.callbacks import Checkpoints
 from espace.training.checkpoint import read_checkpoint
@@ -91,7 +93,7 @@ class Lab:
             self.shop.yaml(**{**SECTIONS, **sections, "trainer": {**TRAINER, **sections.get("trainer", {})}})
         )
         folder.mkdir(exist_ok=True)
-        _Training(experiment.config, experiment.registry, self.prepared, folder, QUIET).run(resume)
+        Fitting(experiment.config, experiment.registry, self.prepared, folder, QUIET).run(resume)
         return folder
 
     def train_and_keep(self, folder: Path, **sections: Any) -> Path:

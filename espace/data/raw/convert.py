@@ -196,7 +196,7 @@ def _count_labels(table: pa.Table, lines: Lines, tally: Tally) -> None:
 
 
 def _groups(sizes: NDArray[np.int64]) -> Iterator[slice]:
-    """Consecutive rows, cut so that what hangs on them fits in memory."""
+    """Consecutive rows, cut so that what depends on them fits in memory."""
     cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // _VALUES)) + 1
     for start, stop in zip([0, *cuts], [*cuts, len(sizes)], strict=True):
         yield slice(int(start), int(stop))

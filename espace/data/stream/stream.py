@@ -32,8 +32,8 @@ Scoring = Callable[[Batch], NDArray[np.float64]]  # a probability of each row, (
 class Sampler(Protocol):
     """Rows in, rows and weights out: which rows of a global training batch are used, how often, and with what weight.
 
-    It is a function of what it is given. It may also have `rates`, `effect`, `objectives` and `scored_by`, see `espace.runs.build`;
-    with the last it is given `score` too.
+    It is a function of what it is given. It may also have `rates`, `effect`, `objectives` and `scored_by`, see
+    `espace.runs.build`; with the last it is given `score` too.
     """
 
     def __call__(

@@ -7,7 +7,7 @@ A row is accepted for the conditional of v with probability
 
 P(u|x) being what a trained run predicts, so that accepted rows come with density f(x) wherever P(u|x) >= floor: floor is 1 / M
 for the bound M of rejection sampling on 1 / P(u|x), and where P(u|x) is lower all rows are accepted. The chance of a row
-hangs on x alone, so P(v given u, x) keeps its optimum and nothing has to be corrected. In expectation it is weighting by
+depends on x alone, so P(v given u, x) keeps its optimum and nothing has to be corrected. In expectation it is weighting by
 1 / P(u|x) with a clip. All terms before v learn from the rows that they had.
 """
 

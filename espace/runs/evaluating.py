@@ -1,0 +1,96 @@
+"""A trained run judged on a part of some data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from espace.chain.probability import Probabilities
+from espace.config import Config
+from espace.data.auditing.scan import scan_other
+from espace.data.batch import Batch
+from espace.data.reading.split import Part
+from espace.data.stream.stream import Stream
+from espace.errors import ConfigError, did_you_mean
+from espace.registry.registry import Registry
+from espace.runs.build import (
+    build_encoder,
+    build_objective,
+    chain_of,
+    spaces_of,
+)
+from espace.runs.metrics import build_metrics
+from espace.runs.opening import PARTS, Prepared, judge_scans, open_parts, task_of
+from espace.runs.report import Report
+from espace.runs.run import (
+    Run,
+)
+from espace.training.judging import Judge, TermMeans
+
+See = Callable[[Probabilities, Batch], object]
+
+
+@dataclass
+class Evaluated:
+    """Metrics by name without a prefix, and the calibration curve of each space."""
+
+    metrics: dict[str, float]
+    curves: dict[str, dict[str, list[float]]]
+
+
+def evaluate(
+    config: Config, run: Run, stream: Stream, device: str | torch.device = "cpu", see: See | None = None
+) -> Evaluated:
+    """Judge a run on a stream, by the metrics of `config`; `see` is shown every batch with its probabilities.
+
+    Raises NonFiniteError for a prediction that is not finite.
+    """
+    objective = build_objective(config, run.registry)
+    judge = build_judge(config, run.registry, objective, run.weighting.to(device)).to(device)
+    run.model.to(device).eval()
+    for batch in stream:
+        batch = batch.to(device)
+        p = run.forward(batch)
+        judge.update(p, batch, objective)
+        if see is not None:
+            see(p, batch)
+    return Evaluated(judge.compute(), judge.curves())
+
+
+def build_judge(config: Config, registry: Registry, objective: Any, weighting: nn.Module) -> Judge:
+    """All metrics of all spaces. `weighting` stays the module of whoever trains it."""
+    terms = TermMeans(list(objective.terms), weighting.forward)
+    return Judge(chain_of(config), spaces_of(config), build_metrics(config, registry), terms)
+
+
+def evaluate_run(run: Run, config: Config, name: str, report: Report, see: See | None = None) -> Evaluated:
+    """Evaluate a trained run on the part `name` of `config`'s data, `see` as in `evaluate`.
+
+    Raises ConfigError when the model would be another.
+    """
+    for section in ("chain", "features", "embedding", "sharing", "link", "tower", "towers", "stages"):
+        if getattr(config, section) != getattr(run.config, section):
+            raise ConfigError(f"{section}: the run was trained with another one. Override data.* and metrics.* only.")
+    parts = {name: _open_part(config, run.registry, name)}
+    tables, numbers = run.encoder.tables, run.encoder.numbers
+    task = task_of(config, run.registry)
+    encoder = build_encoder(config, tables, numbers, task.limits)
+    scans = {name: scan_other(task, parts[name], encoder, report.progress)}
+    judge_scans(config, parts, scans, report, task.limits)
+    found = evaluate(config, run, Prepared(parts, scans, encoder).stream(config, name), see=see)
+    report.results(config, name, found.metrics)
+    return found
+
+
+def _open_part(config: Config, registry: Registry, name: str) -> Part:
+    if name not in PARTS:
+        raise ConfigError(f"split: there is no part '{name}' of the data.{did_you_mean(name, PARTS)}")
+    inside = config.data.split is not None and name == "validation"
+    parts = open_parts(config, registry, ["train" if inside else name])
+    if name not in parts:
+        raise ConfigError(f"data.{name}: no file is named there. Add data.{name}=FILE.")
+    return parts[name]

@@ -1,0 +1,194 @@
+"""One training run: the modules are built, Lightning's trainer runs, and what the run leaves behind is written."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import espace.config as configuration
+from espace.config import Config
+from espace.data.encoding.table import release_memory
+from espace.data.stream.module import DataModule, gpu_of
+from espace.data.stream.stream import Stream
+from espace.errors import ConfigError, NonFiniteError, RunError
+from espace.registry.registry import Registry
+from espace.runs.build import (
+    build_model,
+    build_objective,
+    build_sampler,
+    build_weighting,
+)
+from espace.runs.evaluating import build_judge, evaluate
+from espace.runs.opening import Prepared
+from espace.runs.report import Report
+from espace.runs.run import (
+    Run,
+    artefact_of,
+    load,
+    write_results,
+    write_start,
+)
+from espace.training.callbacks import Checkpoints, Interrupted, Interrupts
+from espace.training.checkpoint import read_checkpoint
+from espace.training.lightning import Training
+from espace.training.memory import keep_freed
+from espace.training.precision import default_precision
+from espace.training.trainer import lightning_quiet, make_trainer
+
+
+class Fitting:
+    """One training run: builds the modules, runs Lightning's trainer, writes what the run leaves behind."""
+
+    def __init__(self, config: Config, registry: Registry, prepared: Prepared, folder: Path, report: Report) -> None:
+        self.config, self.registry, self.prepared = config, registry, prepared
+        self.folder, self.report = folder, report
+        self.gpu: torch.device | None = None
+        torch.manual_seed(config.seed)
+        self.objective = build_objective(config, registry)
+        self.model = build_model(config, registry, prepared.encoder.layout)
+        if config.compile:
+            self.model.compile_towers(report.warn)
+        tally = prepared.scans["train"].tally
+        amounts = {name: found.moments for name, found in tally.amounts.items()}
+        self.model.start_at(tally.starts(self.model.chain, self.model.joint), amounts)
+
+    def run(self, resume: bool) -> bool:
+        """Train. True on the rank that has to finish the run."""
+        config, monitored = self.config, "validation" in self.prepared.parts
+        start = self._start() if resume else {}
+        mode, folder = configuration.monitor_mode(config), self.folder / "checkpoints"
+        checkpoints = Checkpoints(folder, config.monitor, mode, config.checkpoint_every, config.patience)
+        interrupts = Interrupts(checkpoints)
+        callbacks = [
+            self.report.narrator(),
+            checkpoints,
+            interrupts,
+        ]  # a place is saved when all else has seen the step
+        with lightning_quiet():
+            options = _trainer_options(config, monitored, len(self.prepared.plan(config)))
+            trainer = make_trainer(options, callbacks, self.folder, start.get("global_step"))
+        self.gpu = gpu_of(trainer)
+        if trainer.is_global_zero and not resume:
+            write_start(self.folder, config, self.prepared.encoder)
+        release_memory()  # training reads less at a time than what came before
+        keep_freed()
+        self.report.start(config, self.model, self.folder, trainer.precision)
+        with lightning_quiet(), _alone_again(), interrupts:
+            self._fit(trainer, monitored, folder / "last.ckpt" if resume else None)
+        return bool(trainer.is_global_zero)
+
+    def _fit(self, trainer: Any, monitored: bool, start: Path | None) -> None:
+        """Let Lightning train. When all ranks stop together, the first one tells why and has the exit code."""
+        try:
+            trainer.fit(self._module(), datamodule=self._data(monitored), ckpt_path=start)
+        except (Interrupted, NonFiniteError) as stop:
+            if not trainer.is_global_zero:
+                raise SystemExit(0) from None
+            if isinstance(stop, NonFiniteError):
+                raise
+            self.report.stopped(self.folder, trainer.global_step)
+            raise SystemExit(stop.exit_code) from None
+
+    def _module(self) -> Any:
+        weighting = build_weighting(self.config, self.registry, self.objective)
+        return Training(
+            self.model,
+            self.objective,
+            weighting,
+            build_judge(self.config, self.registry, self.objective, weighting),
+            self.config.optimizer.model_dump(),
+            self.config.seed,
+            {**artefact_of(self.config, self.prepared.encoder), "data": self._identity()},
+            self.report.warn if self.config.cuda_graphs else None,
+        )
+
+    def _identity(self) -> str:
+        return self.prepared.parts["train"].identity
+
+    def _data(self, monitored: bool) -> Any:
+        data = self.config.data
+        plan = self.prepared.plan(self.config)
+        sampler = build_sampler(self.config, self.registry)
+        part, encoder = self.prepared.parts["train"], self.prepared.encoder
+        train = Stream(part, encoder, plan, training=True, workers=data.workers, keep=data.keep_encoded)
+        train = replace(train, sampling=sampler, scoring=self.prepared.scoring)
+        return DataModule(train, self.prepared.stream(self.config, "validation") if monitored else None)
+
+    def _start(self) -> dict[str, Any]:
+        """The checkpoint from which the run goes on. Raises RunError when it is damaged, or the data is not the same."""
+        content = read_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+        if content["espace"]["data"] != self._identity():
+            raise RunError(f"{self.folder}: the training data is not what it was when the run began. Start a new run.")
+        return content
+
+    def finish(self) -> Run:
+        """Evaluate the best weights where the run trained, write results and pictures, print the tables."""
+        del self.model  # and, with the trainer, the state of the optimiser: it is large
+        gc.collect()
+        run = load(self.folder)
+        results: dict[str, float] = {}
+        curves = {}
+        for name, prefix in (("validation", "val"), ("test", "test")):
+            if name in self.prepared.parts:
+                stream = replace(self.prepared.stream(self.config, name), device=self.gpu)
+                found = evaluate(self.config, run, stream, self.gpu or "cpu")
+                results |= {f"{prefix}/{k}": v for k, v in found.metrics.items()}
+                curves[name] = found.curves
+                self.report.results(self.config, name, found.metrics)
+        for module in (run.model, run.weighting):
+            module.cpu()  # where predictions are made
+        write_results(self.folder, results)
+        self.report.figures(self.folder, curves)
+        self.report.finished(self.folder)
+        return run
+
+
+def _trainer_options(config: Config, monitored: bool, batches: int) -> dict[str, Any]:
+    """The user's options over espace's defaults: one epoch unless steps or time are given, four validations in each of
+    `batches`."""
+    options = {"precision": default_precision(config.trainer.get("accelerator", "auto")), **config.trainer}
+    if "max_epochs" not in options:
+        options["max_epochs"] = -1 if options.get("max_steps", -1) > 0 or options.get("max_time") else 1
+    if "check_val_every_n_epoch" not in options:
+        options.setdefault("val_check_interval", 0.25 if "limit_train_batches" in options else -(-batches // 4))
+    return options if monitored else {**options, "limit_val_batches": 0}
+
+
+@contextmanager
+def _alone_again() -> Iterator[None]:
+    """What a distributed run leaves in this process is taken away, so that what follows is a process of its own."""
+    before, joined = set(os.environ), dist.is_available() and dist.is_initialized()
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - before:
+            del os.environ[name]
+        if not joined and dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def check_length(config: Config, prepared: Prepared) -> None:
+    """Raise ConfigError when training would not begin, or never come to a validation."""
+    batches = len(prepared.plan(config))
+    interval = config.trainer.get("val_check_interval")
+    over_epochs = config.trainer.get("check_val_every_n_epoch", 1) is None
+    problems = [
+        f"trainer.{name}: with 0 nothing is trained. Set it higher, or leave it out."
+        for name in ("max_epochs", "max_steps", "limit_train_batches")
+        if config.trainer.get(name) == 0
+    ]
+    if type(interval) is int and interval > batches and not over_epochs:
+        problems.append(
+            f"trainer.val_check_interval: {interval:,} is more than the {batches:,} batches of an epoch. Set it lower, or"
+            " check_val_every_n_epoch: null to count over epochs."
+        )
+    if problems:
+        raise ConfigError(problems)

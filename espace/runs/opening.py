@@ -1,0 +1,228 @@
+"""The data of an experiment: files opened, rows divided, vocabularies learnt, reasons not to train found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from espace.chain.scores import predictions
+from espace.config import Config
+from espace.data.auditing import audit
+from espace.data.auditing.scan import Scan, Task, scan_other, scan_training
+from espace.data.encoding.columns import Bag, column_of
+from espace.data.encoding.encode import Encoder
+from espace.data.encoding.labels import Limits
+from espace.data.encoding.table import Problems
+from espace.data.reading.readers import Reader
+from espace.data.reading.split import Between, HeldOut, Part, Sampled
+from espace.data.stream.stream import Plan, Scoring, Stream
+from espace.errors import ConfigError, DataError, did_you_mean
+from espace.registry.registry import Registry
+from espace.runs.build import (
+    build_encoder,
+    build_objective,
+    build_sampler,
+    chain_of,
+    extras_of,
+    features_of,
+    labels_of,
+    limits_of,
+    rows_at_once,
+    sampling_of,
+    scores_of,
+)
+from espace.runs.report import Report
+from espace.runs.run import (
+    Run,
+    load,
+)
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass
+class Prepared:
+    """Data that was looked at: parts by name, what the scans found, the encoder, what scores rows for the sampler."""
+
+    parts: Mapping[str, Part]
+    scans: Mapping[str, Scan]
+    encoder: Encoder
+    scoring: Scoring | None = None
+
+    def plan(self, config: Config) -> Plan:
+        """The order of the training rows."""
+        data = config.data
+        return Plan(self.scans["train"].counts, data.batch_size, config.seed, data.shuffle, data.shuffle_rows)
+
+    def stream(self, config: Config, name: str) -> Stream:
+        """The batches of a part in the order of the file, for evaluation."""
+        plan = Plan(self.scans[name].counts, rows_at_once(config), 0, False, 0)
+        return Stream(self.parts[name], self.encoder, plan, workers=config.data.workers, keep=config.data.keep_encoded)
+
+
+def prepare(config: Config, registry: Registry, report: Report) -> Prepared:
+    """Open the files, learn vocabularies, count labels. Raises DataError with every reason not to train."""
+    parts = open_parts(config, registry)
+    scorer = _scorer(config, registry)
+    task = task_of(config, registry)
+    scan, (tables, numbers) = scan_training(task, parts["train"], report.progress)
+    encoder = build_encoder(config, tables, numbers, task.limits)
+    scoring = None if scorer is None else _scoring(*scorer, encoder)
+    scans = {"train": scan}
+    for name in parts:
+        if name != "train":
+            scans[name] = scan_other(task, parts[name], encoder, report.progress)
+    report.audit(config, build_objective(config, registry), scans)
+    if line := sampling_of(config, registry):
+        report.warn(line)
+    _tell_scores(config, parts["train"], report)
+    judge_scans(config, parts, scans, report, task.limits)
+    return Prepared(parts, scans, encoder, scoring)
+
+
+def _scorer(config: Config, registry: Registry) -> tuple[Run, str] | None:
+    """The run, and its stage, by whose probability the sampler goes. Raises RunError or ConfigError when there is none."""
+    scored_by: tuple[str, str] | None = getattr(build_sampler(config, registry), "scored_by", None)
+    if scored_by is None:
+        return None
+    folder, stage = scored_by
+    run = load(folder)
+    if stage not in run.model.chain.stages:
+        raise ConfigError(f"sampler: the chain of {folder} has no stage '{stage}'. Train a run that predicts it.")
+    return run, stage
+
+
+def _scoring(run: Run, stage: str, encoder: Encoder) -> Scoring:
+    """P(stage) of rows as `encoder` makes them. Raises ConfigError when those that the run reads are others."""
+    if run.encoder.inputs != encoder.inputs:
+        raise ConfigError(
+            f"sampler: {run.folder or 'the run'} reads other features than this experiment, or learnt them from other rows, so"
+            " it cannot score its batches. Train it with the same features and the same data.train."
+        )
+    return lambda batch: run.forward(batch).prob(stage).double().numpy()
+
+
+def _tell_scores(config: Config, train: Part, report: Report) -> None:
+    """Columns of scores that the training data lacks: it does without them, a prediction does not."""
+    found = [*train.reader.schema.names, *predictions(chain_of(config))]
+    for name, score in scores_of(config).items():
+        for column in score.columns:
+            if column not in found:
+                what = f"scores.{name}: the training data has no column '{column}', which a prediction needs."
+                report.warn(f"{what}{did_you_mean(column, found)}")
+
+
+def judge_scans(
+    config: Config, parts: Mapping[str, Part], scans: Mapping[str, Scan], report: Report, limits: Mapping[str, Limits]
+) -> None:
+    """Print what the scans found that a person should know. Raises DataError with every reason not to train."""
+    chain, data, labels = chain_of(config), config.data, labels_of(config)
+    problems = [
+        problem
+        for name, scan in scans.items()
+        for problem in audit.errors(parts[name], scan, chain, labels, data.violations, data.allow_leaks, limits)
+    ]
+    for name, scan in scans.items():
+        for line in audit.warnings(parts[name], scan, chain):
+            report.warn(line)
+    if problems:
+        raise DataError("\n".join(problems))
+    _tell_rest(config, parts, scans, report)
+
+
+def task_of(config: Config, registry: Registry) -> Task:
+    """What a pass over the data looks for."""
+    data = config.data
+    chain, limits = chain_of(config), limits_of(config, registry)
+    return Task(features_of(config), chain, labels_of(config), data.violations, data.weight, extras_of(config), limits)
+
+
+def open_parts(config: Config, registry: Registry, names: Sequence[str] = PARTS) -> dict[str, Part]:
+    """The readers of the parts that the YAML names, with their row filters. Raises DataError for what is not there."""
+    sources = {name: getattr(config.data, name) for name in names}
+    if "train" in sources and sources["train"] is None:
+        raise ConfigError("data.train: nothing to train on. Name a file, a folder or a glob.")
+    readers, problems = {}, Problems()
+    for name, source in sources.items():
+        with problems.noted():
+            if source is not None:
+                readers[name] = open_reader(config, registry, source, name)
+    problems.refuse()
+    parts = {name: Part(name, reader) for name, reader in readers.items()}
+    split = config.data.split
+    if split is not None and "train" in parts:
+        parts = {**_split(config, parts["train"]), **{n: p for n, p in parts.items() if n == "test"}}
+    if config.data.share < 1 and "train" in parts:
+        train = parts["train"]
+        parts["train"] = replace(train, keep=Sampled(config.data.share, config.seed, train.keep))
+    _check_columns(config, parts)
+    return parts
+
+
+def open_reader(config: Config, registry: Registry, source: Any, split: str) -> Reader:
+    """A reader of the kind that the YAML names."""
+    reader: Reader = registry.get("readers", config.data.type).factory(source, split, **config.data.options)
+    return reader
+
+
+def _split(config: Config, train: Part) -> dict[str, Part]:
+    split = config.data.split
+    assert split is not None, "called with a split only"
+    if split.share is not None:
+        outside, inside = (HeldOut(split.share, config.seed, held) for held in (False, True))
+        return {"train": Part("train", train.reader, outside), "validation": Part("validation", train.reader, inside)}
+    assert split.by is not None, "the schema asks for share or by"
+    early = Between(split.by, None, split.train_until)
+    late = Between(split.by, split.train_until, split.validation_until)
+    return {"train": Part("train", train.reader, early), "validation": Part("validation", train.reader, late)}
+
+
+def _check_columns(config: Config, parts: Mapping[str, Part]) -> None:
+    """Raise DataError with every column that a part lacks."""
+    missing: dict[tuple[str, str], dict[str, list[str]]] = {}  # {(place in the YAML, column): {source: its columns}}
+    for part in parts.values():
+        found, source = part.reader.schema.names, part.reader.pieces[0].source
+        for place, column in _wanted_columns(config, part).items():
+            if column not in found:
+                missing.setdefault((place, column), {})[source] = found
+    problems = [
+        f"{place}: {' and '.join(lacking)} {'have' if len(lacking) > 1 else 'has'} no column '{column}'."
+        f"{did_you_mean(column, next(iter(lacking.values())))}"
+        for (place, column), lacking in missing.items()
+    ]
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _wanted_columns(config: Config, part: Part) -> dict[str, str]:
+    """{place in the YAML: the column it names}."""
+    features = features_of(config)
+    wanted = {f"features.{f.name}": column_of(f) for f in features}
+    wanted |= {f"features.{f.name}.weights": f.weights for f in features if isinstance(f, Bag) and f.weights}
+    wanted |= {f"labels.{stage}": column for stage, column in labels_of(config).items()}
+    wanted |= {f"data.potential.{n}": c for n, c in config.data.potential.items()}
+    wanted |= {f"metrics.{n}.{option}": c for n, m in config.metrics.items() for option, c in m.reads.items()}
+    if part.keep.columns:
+        wanted["data.split.by"] = part.keep.columns[0]
+    if config.data.weight:
+        wanted["data.weight"] = config.data.weight
+    return wanted
+
+
+def _tell_rest(config: Config, parts: Mapping[str, Part], scans: Mapping[str, Scan], report: Report) -> None:
+    """What data.share leaves of the training rows, and rows that a split by time gives to no part."""
+    split, share = config.data.split, config.data.share
+    if share < 1 and "train" in scans:
+        of = "" if split is None else ", validation rows not counted"
+        report.warn(f"data.share: training sees {scans['train'].tally.rows:,} rows, a share of {share:g}{of}.")
+        return
+    if split is None or split.by is None or not {"train", "validation"} <= {*scans}:
+        return
+    rows = sum(p.rows for p in parts["train"].reader.pieces)
+    rest = rows - scans["train"].tally.rows - scans["validation"].tally.rows
+    if rest:
+        late = "" if split.validation_until is None else f" or not before {split.validation_until}"
+        report.warn(
+            f"data.split: {rest:,} of {rows:,} rows are in neither part, since their '{split.by}' is missing{late}."
+        )
