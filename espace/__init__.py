@@ -17,7 +17,24 @@ if TYPE_CHECKING:
     from espace.chain.probability import Probabilities
     from espace.chain.scored import Scored, ScoredValue
     from espace.chain.terms import Term, ValueTerms
+    from espace.contracts import (
+        API_VERSION,
+        Expert,
+        Link,
+        Metric,
+        Objective,
+        Reader,
+        Sampler,
+        ScoredSampler,
+        Sharing,
+        StageKind,
+        Tower,
+        ValueKind,
+        ValueMetric,
+        Weighting,
+    )
     from espace.data.batch import Batch, Ragged
+    from espace.data.reading.readers import Piece
     from espace.model.blocks import Activation, Count, Dropout, FieldMatrix, FirstOrder, Gate, Norm, dense
     from espace.model.features import ExtraTable, Features, FeatureSpec, Field
     from espace.registry.hookspecs import Register, hookimpl
@@ -26,6 +43,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "API_VERSION",
     "Activation",
     "Batch",
     "Chain",
@@ -33,6 +51,7 @@ __all__ = [
     "Count",
     "Dropout",
     "Experiment",
+    "Expert",
     "ExtraTable",
     "FeatureSpec",
     "Features",
@@ -41,17 +60,30 @@ __all__ = [
     "FirstOrder",
     "Gate",
     "Labels",
+    "Link",
+    "Metric",
     "Norm",
+    "Objective",
+    "Piece",
     "Probabilities",
     "Ragged",
+    "Reader",
     "Register",
     "Run",
+    "Sampler",
     "Scored",
+    "ScoredSampler",
     "ScoredValue",
+    "Sharing",
+    "StageKind",
     "Term",
+    "Tower",
     "Transition",
     "Value",
+    "ValueKind",
+    "ValueMetric",
     "ValueTerms",
+    "Weighting",
     "dense",
     "errors",
     "hookimpl",
@@ -87,6 +119,21 @@ _HOME = {
     "ScoredValue": "chain.scored",
     "Term": "chain.terms",
     "ValueTerms": "chain.terms",
+    "API_VERSION": "contracts",
+    "Expert": "contracts",
+    "Link": "contracts",
+    "Metric": "contracts",
+    "Objective": "contracts",
+    "Piece": "data.reading.readers",
+    "Reader": "contracts",
+    "Sampler": "contracts",
+    "ScoredSampler": "contracts",
+    "Sharing": "contracts",
+    "StageKind": "contracts",
+    "Tower": "contracts",
+    "ValueKind": "contracts",
+    "ValueMetric": "contracts",
+    "Weighting": "contracts",
     "Run": "runs.run",
     "load": "runs.run",
 }

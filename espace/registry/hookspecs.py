@@ -3,66 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
+from typing_extensions import TypeVar
+
+if TYPE_CHECKING:
+    from espace.chain.pieces import ChainPiece
+    from espace.contracts import (
+        Link,
+        Metric,
+        Objective,
+        Reader,
+        Sampler,
+        ScoredSampler,
+        Sharing,
+        StageKind,
+        Tower,
+        ValueKind,
+        ValueMetric,
+        Weighting,
+    )
 
 hookspec = pluggy.HookspecMarker("espace")
 hookimpl = pluggy.HookimplMarker("espace")
 
 
-class Register(Protocol):
-    """Gives a factory the name under which the YAML asks for it."""
+Part_contra = TypeVar("Part_contra", contravariant=True, default=Any)
 
-    def __call__(self, name: str, factory: Callable[..., Any]) -> None:
+
+class Register(Protocol[Part_contra]):
+    """Gives a factory the name under which the YAML asks for it.
+
+    `Register[espace.Tower]` lets a type checker hold what the factory builds to its contract.
+    """
+
+    def __call__(self, name: str, factory: Callable[..., Part_contra]) -> None:
         """Add one; its keyword-only parameters are its options in the YAML."""
 
 
 @hookspec
-def register_towers(register: Register) -> None:
+def register_towers(register: Register[Tower]) -> None:
     """Add towers, built as `factory(spec, *, options)`: features in, one vector per row out."""
 
 
 @hookspec
-def register_sharing(register: Register) -> None:
+def register_sharing(register: Register[Sharing]) -> None:
     """Add ways to share, built as `factory(spec, transitions[, expert], *, options)`: features per transition out."""
 
 
 @hookspec
-def register_links(register: Register) -> None:
+def register_links(register: Register[Link]) -> None:
     """Add links, built as `factory(chain, widths, *, options)`: a vector per transition in, a vector per transition out."""
 
 
 @hookspec
-def register_objectives(register: Register) -> None:
+def register_objectives(register: Register[Objective]) -> None:
     """Add objectives, built as `factory(chain, *, options)`: probabilities and labels in, terms of the loss out."""
 
 
 @hookspec
-def register_samplers(register: Register) -> None:
+def register_samplers(register: Register[Sampler | ScoredSampler]) -> None:
     """Add samplers, which decide the rows and the row weights that training sees."""
 
 
 @hookspec
-def register_weightings(register: Register) -> None:
+def register_weightings(register: Register[Weighting]) -> None:
     """Add weightings, which make one loss, or one gradient, of several terms."""
 
 
 @hookspec
-def register_stages(register: Register) -> None:
+def register_stages(register: Register[StageKind | ValueKind]) -> None:
     """Add stage kinds, built as `factory(*, options)`, which say how the outcome of a stage is distributed given its parent."""
 
 
 @hookspec
-def register_pieces(register: Register) -> None:
+def register_pieces(register: Register[ChainPiece]) -> None:
     """Add pieces of chain, built as `factory(*, options)`, which bring stages with their labels and kinds to a chain."""
 
 
 @hookspec
-def register_metrics(register: Register) -> None:
+def register_metrics(register: Register[Metric | ValueMetric]) -> None:
     """Add metrics, which judge one probability against its labels."""
 
 
 @hookspec
-def register_readers(register: Register) -> None:
+def register_readers(register: Register[Reader]) -> None:
     """Add readers, built as `factory(source, split, *, options)`, which give tables piece by piece."""

@@ -15,9 +15,9 @@ from espace.chain.grammar import Transition, Value
 from espace.chain.scores import Score, parse, predictions
 from espace.chain.spaces import Space, spaces
 from espace.config import Component, Config
+from espace.contracts import Sampler, ScoredSampler
 from espace.data.encoding.columns import FEATURE_TYPES, Feature, Sequence, is_categorical
 from espace.data.encoding.encode import Encoder, Layout
-from espace.data.stream.stream import Sampler
 from espace.errors import ConfigError, EspaceError
 from espace.model.embedding import Embedding
 from espace.model.features import FeatureSpec
@@ -206,7 +206,7 @@ def build_weighting(config: Config, registry: Registry, objective: Any) -> nn.Mo
     return module
 
 
-def build_sampler(config: Config, registry: Registry) -> Sampler | None:
+def build_sampler(config: Config, registry: Registry) -> Sampler | ScoredSampler | None:
     """The sampler of training batches; None where there is nothing to do.
 
     Raises ConfigError where it would leave probabilities that do not multiply.
@@ -228,7 +228,7 @@ def build_sampler(config: Config, registry: Registry) -> Sampler | None:
     return sampler
 
 
-def rates_of(sampler: Sampler | None) -> dict[str, list[float]]:
+def rates_of(sampler: Sampler | ScoredSampler | None) -> dict[str, list[float]]:
     """`{transition: how often rows are used that take each of its classes}`, where the sampler says so: the weights of a row
     add up to its own weight times the product along its path, on average, up to a factor that all rows have in common."""
     found: dict[str, list[float]] = getattr(sampler, "rates", dict)()

@@ -8,13 +8,13 @@ from typing import Any
 
 from espace.chain.scores import predictions
 from espace.config import Config
+from espace.contracts import Reader
 from espace.data.auditing import audit
 from espace.data.auditing.scan import Scan, Task, scan_other, scan_training
 from espace.data.encoding.columns import Bag, column_of
 from espace.data.encoding.encode import Encoder
 from espace.data.encoding.labels import Limits
 from espace.data.encoding.table import Problems
-from espace.data.reading.readers import Reader
 from espace.data.reading.split import Between, HeldOut, Part, Sampled
 from espace.data.stream.stream import Plan, Scoring, Stream
 from espace.errors import ConfigError, DataError, did_you_mean

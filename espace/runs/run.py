@@ -21,11 +21,11 @@ import espace.config as configuration
 from espace.chain.probability import Probabilities
 from espace.chain.scores import Numbers, predictions
 from espace.config import Config
+from espace.contracts import Reader
 from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder, learnt_from_state
 from espace.data.encoding.table import Columns
 from espace.data.encoding.vocabulary import Vocabulary
-from espace.data.reading.readers import Reader
 from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
 from espace.registry.registry import Registry

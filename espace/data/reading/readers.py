@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import pyarrow as pa
 
@@ -24,21 +24,6 @@ class Piece:
 
     def __str__(self) -> str:
         return f"{self.source}, row group {self.index}"
-
-
-class Reader(Protocol):
-    """What espace asks of a reader. It is built as `Reader(source, split, *, options)`.
-
-    source: what the YAML says under `train`, `validation` or `test`; split: which of these names it stands under.
-    """
-
-    schema: pa.Schema
-    pieces: Sequence[Piece]
-    fingerprint: str  # changes when the content does
-
-    def read(self, piece: Piece, columns: Sequence[str]) -> pa.Table:
-        """The named columns of one piece, in their order in the file. Raises DataError naming file and row group."""
-        ...
 
 
 class Files:
@@ -107,7 +92,7 @@ def arrow(source: str | Sequence[str], split: str) -> Files:
 
 
 @espace.hookimpl
-def register_readers(register: Callable[[str, Any], None]) -> None:
+def register_readers(register: espace.Register[espace.Reader]) -> None:
     """The built-in readers; `files` is the default."""
     register("files", Files)
     register("parquet", parquet)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from espace.data.reading.readers import Reader
 from espace.errors import DataError
+
+if TYPE_CHECKING:
+    from espace.contracts import Reader
 
 
 class RowFilter(Protocol):

@@ -201,6 +201,6 @@ def _rate_problems(options: Simulator, chain: Chain) -> Iterator[str]:
 
 
 @espace.hookimpl
-def register_readers(register: espace.Register) -> None:
+def register_readers(register: espace.Register[espace.Reader]) -> None:
     """The simulator by its name."""
     register("simulator", Simulator)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,24 +26,10 @@ from espace.data.encoding.encoded import Encoded
 from espace.data.reading.split import Part
 from espace.data.stream.prefetch import prefetched
 
+if TYPE_CHECKING:
+    from espace.contracts import Sampler, ScoredSampler
+
 Scoring = Callable[[Batch], NDArray[np.float64]]  # a probability of each row, (rows,)
-
-
-class Sampler(Protocol):
-    """Rows in, rows and weights out: which rows of a global training batch are used, how often, and with what weight.
-
-    It is a function of what it is given. It may also have `rates`, `effect`, `objectives` and `scored_by`, see
-    `espace.runs.build`; with the last it is given `score` too.
-    """
-
-    def __call__(
-        self, labels: NDArray[np.int8], weights: NDArray[np.float32], random: np.random.Generator, /, *score: Any
-    ) -> tuple[NDArray[Any], ...]:
-        """labels: (rows, stages but the root); weights: (rows,); score: positions (n,) to a probability of each, (n,).
-
-        Returns positions (n,), their weights (n,) and, where it changes them, their labels (n, stages but the root).
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -138,7 +124,7 @@ class Stream:
     encoder: Encoder
     plan: Plan
     training: bool = False
-    sampling: Sampler | None = None
+    sampling: Sampler | ScoredSampler | None = None
     scoring: Scoring | None = None
     workers: int = 0
     place: Callable[[], int] = _at_the_start
@@ -231,7 +217,7 @@ class Stream:
         self.encoder.forget(batch, random)
         return batch
 
-    def _sampled(self, batch: Batch, sampling: Sampler, random: np.random.Generator) -> Batch:
+    def _sampled(self, batch: Batch, sampling: Sampler | ScoredSampler, random: np.random.Generator) -> Batch:
         """The rows that the sampler chooses; one of weight 0 when it chooses none."""
         scoring = self.scoring
         score = [] if scoring is None else [lambda rows: scoring(batch.take(torch.from_numpy(rows)))]

@@ -71,6 +71,6 @@ class AITM(nn.Module):
 
 
 @espace.hookimpl
-def register_links(register: espace.Register) -> None:
+def register_links(register: espace.Register[espace.Link]) -> None:
     """Bring `aitm`."""
     register("aitm", AITM)

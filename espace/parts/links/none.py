@@ -22,6 +22,6 @@ class NoLink(nn.Module):
 
 
 @espace.hookimpl
-def register_links(register: espace.Register) -> None:
+def register_links(register: espace.Register[espace.Link]) -> None:
     """Bring `none`."""
     register("none", NoLink)

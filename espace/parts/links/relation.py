@@ -52,6 +52,6 @@ class Relation(nn.Module):
 
 
 @espace.hookimpl
-def register_links(register: espace.Register) -> None:
+def register_links(register: espace.Register[espace.Link]) -> None:
     """Bring `relation`."""
     register("relation", Relation)

@@ -62,6 +62,6 @@ class AUC(torchmetrics.Metric):
 
 
 @espace.hookimpl
-def register_metrics(register: espace.Register) -> None:
+def register_metrics(register: espace.Register[espace.Metric | espace.ValueMetric]) -> None:
     """Bring `auc`."""
     register("auc", AUC)

@@ -77,6 +77,6 @@ class Calibration(torchmetrics.Metric):
 
 
 @espace.hookimpl
-def register_metrics(register: espace.Register) -> None:
+def register_metrics(register: espace.Register[espace.Metric | espace.ValueMetric]) -> None:
     """Bring `calibration`."""
     register("calibration", Calibration)

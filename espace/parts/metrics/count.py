@@ -35,6 +35,6 @@ class Count(torchmetrics.Metric):
 
 
 @espace.hookimpl
-def register_metrics(register: espace.Register) -> None:
+def register_metrics(register: espace.Register[espace.Metric | espace.ValueMetric]) -> None:
     """Bring `count`."""
     register("count", Count)

@@ -81,6 +81,6 @@ def _sums(values: Tensor, index: Tensor) -> Tensor:
 
 
 @espace.hookimpl
-def register_metrics(register: espace.Register) -> None:
+def register_metrics(register: espace.Register[espace.Metric | espace.ValueMetric]) -> None:
     """Bring `gauc`."""
     register("gauc", GAUC)

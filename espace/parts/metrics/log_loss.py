@@ -49,6 +49,6 @@ class LogLoss(torchmetrics.Metric):
 
 
 @espace.hookimpl
-def register_metrics(register: espace.Register) -> None:
+def register_metrics(register: espace.Register[espace.Metric | espace.ValueMetric]) -> None:
     """Bring `log_loss`."""
     register("log_loss", LogLoss)

@@ -87,6 +87,6 @@ def _correlation(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
 
 
 @espace.hookimpl
-def register_metrics(register: espace.Register) -> None:
+def register_metrics(register: espace.Register[espace.Metric | espace.ValueMetric]) -> None:
     """Bring `truth`."""
     register("truth", Truth)

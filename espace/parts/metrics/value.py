@@ -82,6 +82,6 @@ def _covariance(histogram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @espace.hookimpl
-def register_metrics(register: espace.Register) -> None:
+def register_metrics(register: espace.Register[espace.Metric | espace.ValueMetric]) -> None:
     """Bring `value`."""
     register("value", ValueMetric)

@@ -45,6 +45,6 @@ class EntireSpace:
 
 
 @espace.hookimpl
-def register_objectives(register: espace.Register) -> None:
+def register_objectives(register: espace.Register[espace.Objective]) -> None:
     """Bring `entire_space`."""
     register("entire_space", EntireSpace)

@@ -53,6 +53,6 @@ class Ordered:
 
 
 @espace.hookimpl
-def register_objectives(register: espace.Register) -> None:
+def register_objectives(register: espace.Register[espace.Objective]) -> None:
     """Bring `ordered`."""
     register("ordered", Ordered)

@@ -65,6 +65,6 @@ def _term_name(chain: espace.Chain, transition: espace.Transition) -> str:
 
 
 @espace.hookimpl
-def register_objectives(register: espace.Register) -> None:
+def register_objectives(register: espace.Register[espace.Objective]) -> None:
     """Bring `parent_space`."""
     register("parent_space", ParentSpace)

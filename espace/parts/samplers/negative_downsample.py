@@ -66,6 +66,6 @@ class NegativeDownsample:
 
 
 @espace.hookimpl
-def register_samplers(register: espace.Register) -> None:
+def register_samplers(register: espace.Register[espace.Sampler]) -> None:
     """Bring `negative_downsample`."""
     register("negative_downsample", NegativeDownsample)

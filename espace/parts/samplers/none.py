@@ -22,6 +22,6 @@ class NoSampler:
 
 
 @espace.hookimpl
-def register_samplers(register: espace.Register) -> None:
+def register_samplers(register: espace.Register[espace.Sampler]) -> None:
     """Bring `none`."""
     register("none", NoSampler)

@@ -51,6 +51,6 @@ class Oversample:
 
 
 @espace.hookimpl
-def register_samplers(register: espace.Register) -> None:
+def register_samplers(register: espace.Register[espace.Sampler]) -> None:
     """Bring `oversample`."""
     register("oversample", Oversample)

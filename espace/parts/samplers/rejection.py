@@ -61,6 +61,6 @@ class Rejection:
 
 
 @espace.hookimpl
-def register_samplers(register: espace.Register) -> None:
+def register_samplers(register: espace.Register[espace.Sampler | espace.ScoredSampler]) -> None:
     """Bring `rejection`."""
     register("rejection", Rejection)

@@ -49,6 +49,6 @@ class UnclickedNegatives:
 
 
 @espace.hookimpl
-def register_samplers(register: espace.Register) -> None:
+def register_samplers(register: espace.Register[espace.Sampler]) -> None:
     """Bring `unclicked_negatives`."""
     register("unclicked_negatives", UnclickedNegatives)

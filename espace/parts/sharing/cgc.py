@@ -105,6 +105,6 @@ class CGC(nn.Module):
 
 
 @espace.hookimpl
-def register_sharing(register: espace.Register) -> None:
+def register_sharing(register: espace.Register[espace.Sharing]) -> None:
     """Bring `cgc`."""
     register("cgc", CGC)

@@ -43,6 +43,6 @@ class MMoE(nn.Module):
 
 
 @espace.hookimpl
-def register_sharing(register: espace.Register) -> None:
+def register_sharing(register: espace.Register[espace.Sharing]) -> None:
     """Bring `mmoe`."""
     register("mmoe", MMoE)

@@ -57,6 +57,6 @@ class PLE(nn.Module):
 
 
 @espace.hookimpl
-def register_sharing(register: espace.Register) -> None:
+def register_sharing(register: espace.Register[espace.Sharing]) -> None:
     """Bring `ple`."""
     register("ple", PLE)

@@ -22,6 +22,6 @@ class Separate(nn.Module):
 
 
 @espace.hookimpl
-def register_sharing(register: espace.Register) -> None:
+def register_sharing(register: espace.Register[espace.Sharing]) -> None:
     """Bring `separate`."""
     register("separate", Separate)

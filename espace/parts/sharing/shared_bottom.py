@@ -34,6 +34,6 @@ class SharedBottom(nn.Module):
 
 
 @espace.hookimpl
-def register_sharing(register: espace.Register) -> None:
+def register_sharing(register: espace.Register[espace.Sharing]) -> None:
     """Bring `shared_bottom`."""
     register("shared_bottom", SharedBottom)

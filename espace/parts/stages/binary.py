@@ -25,6 +25,6 @@ class Binary(nn.Module):
 
 
 @espace.hookimpl
-def register_stages(register: espace.Register) -> None:
+def register_stages(register: espace.Register[espace.StageKind | espace.ValueKind]) -> None:
     """Bring `binary`."""
     register("binary", Binary)

@@ -40,6 +40,6 @@ class Gamma(nn.Module):
 
 
 @espace.hookimpl
-def register_stages(register: espace.Register) -> None:
+def register_stages(register: espace.Register[espace.StageKind | espace.ValueKind]) -> None:
     """Bring `gamma`."""
     register("gamma", Gamma)

@@ -35,6 +35,6 @@ class LogNormal(nn.Module):
 
 
 @espace.hookimpl
-def register_stages(register: espace.Register) -> None:
+def register_stages(register: espace.Register[espace.StageKind | espace.ValueKind]) -> None:
     """Bring `lognormal`."""
     register("lognormal", LogNormal)

@@ -50,6 +50,6 @@ class Normal(nn.Module):
 
 
 @espace.hookimpl
-def register_stages(register: espace.Register) -> None:
+def register_stages(register: espace.Register[espace.StageKind | espace.ValueKind]) -> None:
     """Bring `normal`."""
     register("normal", Normal)

@@ -47,6 +47,6 @@ class ZILN(nn.Module):
 
 
 @espace.hookimpl
-def register_stages(register: espace.Register) -> None:
+def register_stages(register: espace.Register[espace.StageKind | espace.ValueKind]) -> None:
     """Bring `ziln`."""
     register("ziln", ZILN)

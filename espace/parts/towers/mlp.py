@@ -30,6 +30,6 @@ class MLP(nn.Module):
 
 
 @espace.hookimpl
-def register_towers(register: espace.Register) -> None:
+def register_towers(register: espace.Register[espace.Tower]) -> None:
     """Bring `mlp`."""
     register("mlp", MLP)

@@ -23,6 +23,6 @@ class Fixed(nn.Module):
 
 
 @espace.hookimpl
-def register_weightings(register: espace.Register) -> None:
+def register_weightings(register: espace.Register[espace.Weighting]) -> None:
     """Bring `fixed`."""
     register("fixed", Fixed)

@@ -8,7 +8,7 @@ from espace_attention.masknet import MaskNet
 
 
 @espace.hookimpl
-def register_towers(register: espace.Register) -> None:
+def register_towers(register: espace.Register[espace.Tower]) -> None:
     """Bring `autoint`, `fibinet`, `masknet` and `finalmlp`."""
     register("autoint", AutoInt)
     register("fibinet", FiBiNET)

@@ -6,7 +6,7 @@ from espace_dcn.wide_deep import WideDeep
 
 
 @espace.hookimpl
-def register_towers(register: espace.Register) -> None:
+def register_towers(register: espace.Register[espace.Tower]) -> None:
     """Bring `dcn` and `wide_deep`."""
     register("dcn", DCN)
     register("wide_deep", WideDeep)

@@ -7,7 +7,7 @@ from espace_deepfm.xdeepfm import XDeepFM
 
 
 @espace.hookimpl
-def register_towers(register: espace.Register) -> None:
+def register_towers(register: espace.Register[espace.Tower]) -> None:
     """Bring `fm`, `deepfm` and `xdeepfm`."""
     register("fm", FM)
     register("deepfm", DeepFM)

@@ -7,7 +7,7 @@ from espace_din.din import DIN
 
 
 @espace.hookimpl
-def register_towers(register: espace.Register) -> None:
+def register_towers(register: espace.Register[espace.Tower]) -> None:
     """Bring `din`, `dien` and `bst`."""
     register("din", DIN)
     register("dien", DIEN)
