@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from espace.config import Config
+    from espace.contracts import Reader
+    from espace.registry.registry import Registry
+    from espace.runs.run import Run
 
 app = typer.Typer(
     name="espace",
@@ -158,34 +164,46 @@ def predict(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Stream predictions to Parquet: p_<stage>, p_<stage>_given_<parent> and score_<name> beside the columns of the input.
+    """Stream predictions to Parquet: p_<stage>, p_<stage>_given_<parent>, score_<name> beside the columns of the input.
 
-    The options of the run's reader apply, and overrides such as data.delimiter=";", data.type=csv or scores.x="click * bid".
+    The options of the run's reader apply, and overrides such as data.delimiter=";", data.type=csv or
+    scores.x="click * bid".
 
     Example: espace predict runs/esmm/20260101-120000 --data new.parquet --out predictions.parquet --keep user_id
     """
     with _told(debug):
         from espace.config import override
         from espace.runs.build import scores_of
-        from espace.runs.report import Report
         from espace.runs.run import load
 
         trained = load(run, checkpoint)
         config = override(trained.config, overrides or [], trained.registry)
-        trained.scores, asked = scores_of(config), config.data
+        trained.scores = scores_of(config)
         named = any(text.startswith("data.type=") for text in overrides or [])
-        kind = reader or (asked.type if named else "files")
-        options = asked.options if asked.type == kind else {}
-        source = trained.registry.get("readers", kind).factory(data, "predict", **options)
-        report, total, done = Report(quiet), sum(p.rows for p in source.pieces), 0
-        for done in trained.predict_file(source, out, keep):
-            report.progress("rows", done, total)
-        report.done_reading()
-        if not quiet:
-            typer.echo(f"{done:,} rows with {_columns_of(trained)}: {out}")
+        kind = reader or (config.data.type if named else "files")
+        _predict(trained, _reader(kind, data, config, trained.registry), out, keep, quiet)
 
 
-def _columns_of(run: Any) -> str:
+def _reader(kind: str, data: str, config: Config, registry: Registry) -> Reader:
+    """A reader of rows to predict, with the options of the configuration if they are of its kind."""
+    options = config.data.options if config.data.type == kind else {}
+    reader: Reader = registry.get("readers", kind).factory(data, "predict", **options)
+    return reader
+
+
+def _predict(run: Run, source: Reader, out: Path, keep: list[str] | None, quiet: bool) -> None:
+    """Predict all rows, and tell how far it is."""
+    from espace.runs.report import Report
+
+    report, total, done = Report(quiet), sum(p.rows for p in source.pieces), 0
+    for done in run.predict_file(source, out, keep):
+        report.progress("rows", done, total)
+    report.done_reading()
+    if not quiet:
+        typer.echo(f"{done:,} rows with {_columns_of(run)}: {out}")
+
+
+def _columns_of(run: Run) -> str:
     chain = run.model.chain
     kinds = {"probabilities": chain.addresses, "expectations": chain.expectations, "scores": run.scores}
     return ", ".join(f"{len(found)} {kind}" for kind, found in kinds.items() if found)
@@ -196,7 +214,8 @@ def list_(
     kind: Annotated[
         Optional[str],  # noqa: UP045
         typer.Argument(
-            help="towers, sharing, links, objectives, samplers, weightings, stages, pieces, metrics, readers or features."
+            help="towers, sharing, links, objectives, samplers, weightings, stages, pieces, metrics, readers or"
+            " features."
         ),
     ] = None,
     plugin: Annotated[

@@ -1,8 +1,8 @@
 """What each kind of part has to look like: one protocol for every kind, with shapes, units and errors.
 
-A part is built by a factory, which the hook of its kind registers. The factory's positional parameters come from espace; its
-keyword-only parameters are the options of the YAML. Whatever is trained is an `nn.Module`, and gives what is asked of it here
-by its `forward`.
+A part is built by a factory, which the hook of its kind registers. The factory's positional parameters come from
+espace; its keyword-only parameters are the options of the YAML. Whatever is trained is an `nn.Module`, and gives what
+is asked of it here by its `forward`.
 
 These are contracts of version `API_VERSION`; docs/api.md says what that promises.
 """
@@ -33,8 +33,9 @@ class Tower(Protocol):
 
     spec: a `FeatureSpec`, the layout of what `forward` gets.
 
-    It may have `logits`, how many columns of its output, from the left, are logits that the head passes on with a weight of 1;
-    and `auxiliary_loss`, an attribute of the class that `forward` sets to one number, (), to be added to the loss.
+    It may have `logits`, how many columns of its output, from the left, are logits that the head passes on with a
+    weight of 1; and `auxiliary_loss`, an attribute of the class that `forward` sets to one number, (), to be added to
+    the loss.
     """
 
     @property
@@ -51,11 +52,12 @@ Expert: TypeAlias = Callable[[FeatureSpec], Any]  # an nn.Module that is a Tower
 
 
 class Sharing(Protocol):
-    """What the towers of all transitions have in common. Built as `factory(spec, transitions[, expert], *, options)`, by
-    `register_sharing`.
+    """What the towers of all transitions have in common.
 
-    spec: the layout of the features; transitions: their names; expert: `expert(spec)` is a new tower of the type that the YAML
-    names under `sharing.expert`. A factory without a third parameter has no experts.
+    Built as `factory(spec, transitions[, expert], *, options)`, by `register_sharing`.
+
+    spec: the layout of the features; transitions: their names; expert: `expert(spec)` is a new tower of the type that
+    the YAML names under `sharing.expert`. A factory without a third parameter has no experts.
     """
 
     @property
@@ -86,8 +88,9 @@ class Link(Protocol):
 
 
 class Objective(Protocol):
-    """Probabilities and labels in, terms of the loss out. Built as `factory(chain, *, options)`, by `register_objectives`.
+    """Probabilities and labels in, terms of the loss out.
 
+    Built as `factory(chain, *, options)`, by `register_objectives`.
     It is not trained: what has parameters is a tower, a link or a weighting.
     """
 
@@ -97,9 +100,10 @@ class Objective(Protocol):
         ...
 
     def __call__(self, p: Probabilities, labels: Labels, /) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """`{term: (loss of each row, how much each row counts in the divisor)}`, (batch,) each, in nats, by the keys of `terms`.
+        """`{term: (loss of each row, how much each row counts in the divisor)}`, (batch,) each, in nats.
 
-        Rows that are not judged are multiplied by 0, not left out, so that every logit gets a finite gradient in every batch.
+        The names are those of `terms`. Rows that are not judged are multiplied by 0, not left out, so that every logit
+        gets a finite gradient in every batch.
         """
         ...
 
@@ -127,18 +131,18 @@ Sampled: TypeAlias = (
 class Sampler(Protocol):
     """Rows in, rows and weights out: which rows of a global training batch are used, how often, with what weight.
 
-    Built as `factory(chain, *, options)`, by `register_samplers`. It is a function of what it is given. It may also have
-    `rates()`, `{transition: how often rows are used that take each of its classes}`; `effect`, a line for the audit; and
-    `objectives`, the names of those that it is right with.
+    Built as `factory(chain, *, options)`, by `register_samplers`. It is a function of what it is given. It may also
+    have `rates()`, `{transition: how often rows are used that take each of its classes}`; `effect`, a line for the
+    audit; and `objectives`, the names of those that it is right with.
     """
 
     def __call__(
         self, labels: NDArray[np.int8], weights: NDArray[np.float32], random: np.random.Generator, /
     ) -> Sampled:
-        """labels: (rows, stages but the root), -1 for not known; weights: (rows,); random: draws that belong to this batch.
+        """labels: (rows, stages but the root), -1 for not known; weights: (rows,); random: draws of this batch alone.
 
-        Returns positions, (n,), their weights, (n,), and, where it changes them, their labels, (n, stages but the root): -2 is a
-        negative given its parent although that did not happen.
+        Returns positions, (n,), their weights, (n,), and, where it changes them, their labels, (n, stages but the
+        root): -2 is a negative given its parent although that did not happen.
         """
         ...
 
@@ -181,8 +185,8 @@ class StageKind(Protocol):
 class ValueKind(Protocol):
     """How an amount is distributed given its parent. Built as `factory(*, options)`, by `register_stages`.
 
-    Beside what stands here it has `log_mean(z)`, (batch, logits) to log E[amount], (batch,); or, where the mean may be 0 or
-    less, `mean(z)`, to E[amount] in the unit of the column.
+    Beside what stands here it has `log_mean(z)`, (batch, logits) to log E[amount], (batch,); or, where the mean may be
+    0 or less, `mean(z)`, to E[amount] in the unit of the column.
     """
 
     @property
@@ -196,7 +200,7 @@ class ValueKind(Protocol):
         ...
 
     def log_density(self, z: Tensor, x: Tensor) -> Tensor:
-        """(rows, logits) and amounts within the limits, (rows,), to the log of their density or probability, (rows,)."""
+        """(rows, logits) and amounts within the limits, (rows,), to the log of density or probability, (rows,)."""
         ...
 
     def start(self, mean: float, variance: float, zeros: float) -> Sequence[float]:
@@ -205,8 +209,9 @@ class ValueKind(Protocol):
 
 
 class Metric(Protocol):
-    """Judges one probability against its labels: a `torchmetrics.Metric`. Built as `factory(*, options)`, by `register_metrics`.
+    """Judges one probability against its labels: a `torchmetrics.Metric`.
 
+    Built as `factory(*, options)`, by `register_metrics`.
     An option `by` names a column of group keys, an option `column` one of probabilities; both stand in `scored.extras`.
     """
 
@@ -220,7 +225,10 @@ class Metric(Protocol):
 
 
 class ValueMetric(Protocol):
-    """Judges one value against its amounts: a `torchmetrics.Metric` with `of_values = True`. Registered as a `Metric`."""
+    """Judges one value against its amounts: a `torchmetrics.Metric` with `of_values = True`.
+
+    Registered as a `Metric`.
+    """
 
     @property
     def of_values(self) -> bool:
@@ -239,7 +247,8 @@ class ValueMetric(Protocol):
 class Reader(Protocol):
     """Tables, piece by piece. Built as `factory(source, split, *, options)`, by `register_readers`.
 
-    source: what the YAML says under `train`, `validation` or `test`; split: which of these, or `predict`. It can be pickled.
+    source: what the YAML says under `train`, `validation` or `test`; split: which of these, or `predict`. It can be
+    pickled.
     """
 
     @property

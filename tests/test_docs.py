@@ -15,6 +15,7 @@ import espace
 from espace import errors
 from espace.cli import app
 from espace.config.schema import DATA_KEYS, DEFAULTS, Data, Embedding, Fields, Optimizer, Split, Stage
+from espace.contracts import CONTRACTS
 from espace.data.encoding.columns import FEATURE_TYPES
 from espace.registry import hookspecs
 from espace.registry.registry import KINDS, Entry, load
@@ -114,6 +115,16 @@ def test_every_hook_has_a_section_with_its_arguments(hook: str) -> None:
     for entry in load().entries(hook.removeprefix("register_")):
         factory = f"factory({', '.join([*given_of(entry.factory), '*, options'])})"
         assert factory in section, f"{hook}: {entry.name} is built as {factory}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_section_of_a_hook_names_the_contract_and_all_that_it_asks_for(kind: str) -> None:
+    section = pages.sections_of(DOCS / "plugins.md")[f"register_{kind}"]
+    for contract in CONTRACTS[kind]:
+        asked = [name for name in vars(contract) if not name.startswith("_")]
+        assert f"`espace.{contract.__name__}`" in section
+        assert f"`espace.{contract.__name__}`" in pages.text_of(DOCS / "api.md")
+        assert kind == "pieces" or not _missing(asked, section), f"{contract.__name__}: {_missing(asked, section)}"
 
 
 def test_no_hook_is_unknown_to_this_test() -> None:

@@ -20,8 +20,8 @@ _Item = TypeVar("_Item")
 class Chain:
     """A checked chain. Build it with `Chain.parse`.
 
-    `stages` are names in topological order, the root first; `transitions` are in the topological order of their parents, and
-    so are `values`, whose names are not among the stages.
+    `stages` are names in topological order, the root first; `transitions` are in the topological order of their
+    parents, and so are `values`, whose names are not among the stages.
     """
 
     stages: tuple[str, ...]
@@ -32,8 +32,8 @@ class Chain:
     def parse(cls, lines: str | Sequence[str]) -> Chain:
         """Read the lines of the grammar above.
 
-        Raises ChainError for a line that cannot be read, a cycle, two roots, a stage reached twice from one parent, a value
-        that is a stage too or follows none, and for a stage whose parents do not exclude each other.
+        Raises ChainError for a line that cannot be read, a cycle, two roots, a stage reached twice from one parent, a
+        value that is a stage too or follows none, and for a stage whose parents do not exclude each other.
         """
         found = read_lines(lines)
         transitions = [t for t in found if not isinstance(t, Value)]
@@ -129,7 +129,8 @@ class Chain:
     def expectations(self) -> Mapping[str, tuple[str, str | None]]:
         """Every expectation of a value by its one name: `{name: (value, given)}`.
 
-        `revenue` is over the entire space, 0 where nothing was bought; `revenue_given_conversion` over the parent's rows.
+        `revenue` is over the entire space, 0 where nothing was bought; `revenue_given_conversion` over the parent's
+        rows.
         """
         names: dict[str, tuple[str, str | None]] = {}
         for v in self.values:
@@ -147,8 +148,8 @@ class Chain:
     def why_not_joint(self, stage: str) -> str | None:
         """Why no head can give P(stage) over all impressions directly, and the way out; None where one can.
 
-        Such a P(stage) may be above P(parent), so it shares its parent with no other outcome, and joins no other way into a
-        later stage. Raises ChainError for an unknown name.
+        Such a P(stage) may be above P(parent), so it shares its parent with no other outcome, and joins no other way
+        into a later stage. Raises ChainError for an unknown name.
         """
         self.check(stage)
         return self._not_joint[stage]
@@ -166,14 +167,16 @@ class Chain:
                 f"'{stage}' is what '{arrivals[0].outcomes[0]}' leaves, so it has no head of its own. Remove the line."
             )
         if len(arrivals) > 1:
-            return f"'{stage}' is reached in {len(arrivals)} ways, with a head for each. Remove the line, or all ways but one."
+            ways = f"'{stage}' is reached in {len(arrivals)} ways, with a head for each."
+            return f"{ways} Remove the line, or all ways but one."
         if len(arrivals[0].classes) > 2 or arrivals[0].otherwise:
-            what = f"'{arrivals[0]}' shares '{arrivals[0].parent}' out, and P({stage}) by itself could leave less than nothing."
-            return f"{what} Remove the line, or let '{arrivals[0].parent} -> {stage}' be a line of its own."
+            parent = arrivals[0].parent
+            what = f"'{arrivals[0]}' shares '{parent}' out, and P({stage}) by itself could leave less than nothing."
+            return f"{what} Remove the line, or let '{parent} -> {stage}' be a line of its own."
         for later in (s for s in self.stages if self.leads(stage, s)):
             if aside := next((p for p in self.parents(later) if later != stage and not self.leads(stage, p)), None):
-                what = f"'{later}' is also reached from '{aside}', and the sum of P({stage}) and P({aside}) could exceed 1."
-                return f"{what} Remove the line."
+                what = f"'{later}' is also reached from '{aside}', and the sum of P({stage}) and P({aside})"
+                return f"{what} could exceed 1. Remove the line."
         return None
 
     def between(self, stages: Iterable[str], stage: str, given: str) -> frozenset[str]:
@@ -183,8 +186,8 @@ class Chain:
     def formulas(self, kinds: Mapping[str, str] | None = None, joint: Collection[str] = ()) -> dict[str, str]:
         """`{address: equation}` in plain text: `P(conversion) = P(click) P(conversion given click)`.
 
-        kinds: `{transition or value: name of its function}` of those that are not the sigmoid of their logit; joint: the stages
-        whose head gives P(stage) instead of P(stage given parent).
+        kinds: `{transition or value: name of its function}` of those that are not the sigmoid of their logit; joint:
+        the stages whose head gives P(stage) instead of P(stage given parent).
         """
         kinds = kinds or {}
         found = {name: self._formula(*where, kinds, joint) for name, where in self.addresses.items()}
@@ -212,8 +215,8 @@ class Chain:
         return f"{left} = {_share_of(transition, stage, kinds.get(transition.name))}"
 
     def sources(self, stage: str) -> tuple[str, ...]:
-        """The labelled stages whose labels say whether `stage` happened: itself, or for an else stage its parents' and those of
-        the other outcomes, in the order of the stages. Raises ChainError for an unknown name."""
+        """The labelled stages whose labels say whether `stage` happened: itself, or for an else stage its parents' and
+        those of the other outcomes, in the order of the stages. Raises ChainError for an unknown name."""
         self.check(stage)
         if stage not in self.otherwise:
             return () if stage == self.root else (stage,)
@@ -221,7 +224,7 @@ class Chain:
         return tuple(s for s in self.stages if s in needed)
 
     def tree(self) -> str:
-        """The chain as indented text: what follows a stage stands below it, at the first of the places that lead to it."""
+        """The chain as indented text: what follows a stage stands below it, where it is first led to."""
         return "\n".join([self.root, *self._branches(self.root, "", {self.root})])
 
     def _branches(self, stage: str, margin: str, drawn: set[str]) -> Iterator[str]:

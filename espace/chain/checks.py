@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def in_topological_order(transitions: Iterable[Transition]) -> tuple[tuple[str, ...], tuple[Transition, ...]]:
-    """Stages and transitions, parents before children, otherwise as they were written. Raises ChainError for a cycle."""
+    """Stages and transitions, parents before children, else as they were written. Raises ChainError for a cycle."""
     waiting = list(transitions)
     names = list(dict.fromkeys(n for t in waiting for n in (t.parent, *t.children)))
     children = {c for t in waiting for c in t.children}
@@ -51,8 +51,8 @@ def check_values(stages: Sequence[str], values: Sequence[Value]) -> None:
         if v.amount in stages or v.parent in names:
             both = v.amount if v.amount in stages else v.parent
             raise ChainError(
-                f"chain: '{both}' is a value, so nothing follows it and no -> leads to it. Call the stage otherwise, or let"
-                " the line end at the value."
+                f"chain: '{both}' is a value, so nothing follows it and no -> leads to it. Call the stage otherwise,"
+                " or let the line end at the value."
             )
         if v.parent not in stages:
             raise ChainError(
@@ -64,7 +64,7 @@ def check_values(stages: Sequence[str], values: Sequence[Value]) -> None:
 
 
 def check(chain: Chain) -> None:
-    """Raise ChainError for two roots, a name used twice or reserved, and parents of a stage that do not exclude each other."""
+    """Raise ChainError for two roots, a name used twice or reserved, and parents that do not exclude each other."""
     _check_single_root(chain)
     _check_names(chain)
     _check_transitions_have_one_name_each(chain)
@@ -76,8 +76,8 @@ def _check_single_root(chain: Chain) -> None:
     if len(roots) > 1:
         reached = [s for s in chain.stages if s not in roots]
         raise ChainError(
-            f"chain: it has {len(roots)} roots, {' and '.join(repr(r) for r in roots)}, but every row of the data is one"
-            f" and the same first stage. Add a line that leads to '{roots[1]}', or mend its name."
+            f"chain: it has {len(roots)} roots, {' and '.join(repr(r) for r in roots)}, but every row of the data is"
+            f" one and the same first stage. Add a line that leads to '{roots[1]}', or mend its name."
             f"{did_you_mean(roots[1], reached)}"
         )
 
@@ -96,8 +96,8 @@ def _check_names(chain: Chain) -> None:
         if len(set(parents)) < len(parents):
             parent = max(parents, key=parents.count)
             raise ChainError(
-                f"chain: '{stage}' is reached twice from '{parent}'. Write {parent} -> {stage} once; a later line can start"
-                f" at '{stage}'."
+                f"chain: '{stage}' is reached twice from '{parent}'. Write {parent} -> {stage} once; a later line can"
+                f" start at '{stage}'."
             )
 
 
@@ -105,7 +105,8 @@ def _check_transitions_have_one_name_each(chain: Chain) -> None:
     for one, other in itertools.combinations(chain.heads, 2):
         if one.name == other.name:
             raise ChainError(
-                f"chain: '{one}' and '{other}' are both called {one.name}, so they would share one tower. Rename a stage."
+                f"chain: '{one}' and '{other}' are both called {one.name}, so they would share one tower."
+                " Rename a stage."
             )
 
 

@@ -59,7 +59,7 @@ class Value(Transition):
 
 
 def read_lines(lines: str | Sequence[str]) -> list[Transition]:
-    """Transitions and values as they are written, not checked together. Raises ChainError for a line that cannot be read."""
+    """Transitions and values as they are written, not checked together. Raises ChainError for what it cannot read."""
     texts = [t for t in lines.splitlines() if t.strip()] if isinstance(lines, str) else list(lines)
     return [t for number, text in enumerate(texts, 1) for t in _parse_line(text, f"chain, line {number}")]
 
@@ -77,8 +77,8 @@ def _parse_line(text: object, where: str) -> list[Transition]:
         if len(outcomes) > 1 or otherwise:
             names = [*outcomes, *([otherwise] if otherwise else [])]
             raise ChainError(
-                f"{where}: '{text.strip()}' goes on after a choice of {' and '.join(names)}, so it is not clear which of"
-                f" them goes on. End the line there and start a new one for each, as in {names[0]} -> ..."
+                f"{where}: '{text.strip()}' goes on after a choice of {' and '.join(names)}, so it is not clear"
+                f" which of them goes on. End the line there and start a new one for each, as in {names[0]} -> ..."
             )
     steps = [
         Transition(before[0][0], outcomes, otherwise) for before, (outcomes, otherwise) in itertools.pairwise(segments)

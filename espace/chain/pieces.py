@@ -1,11 +1,10 @@
-"""Pieces of chain: stages that a plugin brings, with what the YAML would say about them, added to a chain by one word."""
+"""Pieces of chain: stages that a plugin brings, with what the YAML would say of them, added to a chain by one word."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from espace.chain.chain import Chain
 from espace.chain.grammar import read_lines
@@ -16,13 +15,13 @@ from espace.errors import ChainError, did_you_mean
 class ChainPiece:
     """Lines of the chain's grammar, and defaults for `labels` and `stages` of the stages that they bring.
 
-    lines: `["conversion -> refund else keep"]`. labels: `{"refund": "returned"}`. stages: `{"refund": {"weight": 2.0}}`, as the
-    YAML has it.
+    lines: `["conversion -> refund else keep"]`. labels: `{"refund": "returned"}`.
+    stages: `{"refund": {"weight": 2.0}}`, as the YAML has it.
     """
 
     lines: Sequence[str]
     labels: Mapping[str, str] = field(default_factory=dict)
-    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     @cached_property
     def brings(self) -> tuple[str, ...]:
@@ -37,8 +36,8 @@ class ChainPiece:
     def added_to(self, lines: Sequence[str]) -> list[str]:
         """The lines of a chain with those of the piece behind them.
 
-        Raises ChainError where a line cannot be read, the chain lacks what the piece follows or has what it brings, the chain
-        would contradict itself, and for labels or options of stages that are not of the piece.
+        Raises ChainError where a line cannot be read, the chain lacks what the piece follows or has what it brings, the
+        chain would contradict itself, and for labels or options of stages that are not of the piece.
         """
         chain = Chain.parse(lines)
         for stage in self.follows:

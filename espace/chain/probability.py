@@ -4,16 +4,16 @@ Forward, the total probability over the parents u of a stage v, which exclude ea
 
     log P(v) = logsumexp_u( log P(u) + log P(v | u) )
 
-The other tail is that no edge into v is taken. Of a set E of edges that exclude each other, let u be the latest parent. Either
-u is not reached, or it is and another of its outcomes o happens:
+The other tail is that no edge into v is taken. Of a set E of edges that exclude each other, let u be the latest parent.
+Either u is not reached, or it is and another of its outcomes o happens:
 
     log P(none of E) = logsumexp( log P(none of E - edges of u + edges into u), log P(u) + logsumexp_o log P(o | u) )
 
-Stages behind the same u share what is not reached before it, so both tails of all stages of an ordinary chain take as many
-sums as it has transitions, each of positive numbers. A *joint* head gives P(v) itself: to all sums over the entire space its
-transition leaves the root. P(v | u) is then the ratio P(v) / P(u), which may exceed 1, and log P(not v | u) the logarithm of
-what is left of 1, -inf where nothing is. On the chain of ESMM (Ma et al., SIGIR 2018) log P(conversion) is the
-logarithm of eq. (1), pCTR x pCVR.
+Stages behind the same u share what is not reached before it, so both tails of all stages of an ordinary chain take as
+many sums as it has transitions, each of positive numbers. A *joint* head gives P(v) itself: to all sums over the entire
+space its transition leaves the root. P(v | u) is then the ratio P(v) / P(u), which may exceed 1, and log P(not v | u)
+the logarithm of what is left of 1, -inf where nothing is. On the chain of ESMM (Ma et al., SIGIR 2018) log
+P(conversion) is the logarithm of eq. (1), pCTR x pCVR.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 
 from espace.chain.chain import Chain
 from espace.chain.grammar import Transition, Value
+from espace.chain.kinds import AmountKind, Kind, OutcomeKind, PositiveKind, of_stage, of_value
 from espace.errors import ChainError, did_you_mean
 
 Edges = frozenset[tuple[int, str]]  # (place of a transition in the chain, one of its classes)
@@ -40,9 +40,10 @@ class Probabilities:
     Args:
         chain: the chain.
         logits: `{transition name: (batch, K)}` with one column per named outcome. Half precision is widened to float32.
-        kinds: `{transition name: stage kind}` for transitions of one outcome that are not the sigmoid of their logit: called
-            with (batch, kind.logits), gives log P(outcome given parent) and log P(not outcome given parent), (batch,) each.
-            And for every value, with `log_density(z, amounts)` and either `log_mean(z)` or `mean(z)`, (batch,) each.
+        kinds: `{transition name: stage kind}` for transitions of one outcome that are not the sigmoid of their logit:
+            called with (batch, kind.logits), gives log P(outcome given parent) and log P(not outcome given parent),
+            (batch,) each. And for every value, with `log_density(z, amounts)` and either `log_mean(z)` or `mean(z)`,
+            (batch,) each.
         joint: stages whose logits are those of P(stage) over all impressions instead of P(stage given parent).
 
     Raises ChainError when a transition or value has no logits or theirs have another shape than (batch, K), for a value
@@ -53,7 +54,7 @@ class Probabilities:
         self,
         chain: Chain,
         logits: Mapping[str, Tensor],
-        kinds: Mapping[str, Any] | None = None,
+        kinds: Mapping[str, Kind] | None = None,
         joint: Collection[str] = (),
     ) -> None:
         self.chain = chain
@@ -62,7 +63,7 @@ class Probabilities:
             if problem := chain.why_not_joint(stage):
                 raise ChainError(f"joint head: {problem}")
         kinds = kinds or {}
-        self._steps = {t: _log_classes(t, logits, kinds.get(t.name)) for t in chain.transitions}
+        self._steps = {t: _log_classes(t, logits, of_stage(kinds.get(t.name))) for t in chain.transitions}
         self._amounts = {v.amount: _kind_and_logits(v, logits, kinds) for v in chain.values}
         self._places = {t: place for place, t in enumerate(chain.transitions)}
         first = chain.transitions[0]
@@ -93,8 +94,8 @@ class Probabilities:
         return log_p
 
     def logit(self, stage: str, given: str | None = None) -> Tensor:
-        """log P - log(1 - P), finite and exact in both tails: (batch,); inf where a ratio of two heads is 1 or more. Raises as
-        `log_prob`."""
+        """log P - log(1 - P), finite and exact in both tails: (batch,); inf where a ratio of two heads is 1 or more.
+        Raises as `log_prob`."""
         return self.log_prob(stage, given) - self.log_not_prob(stage, given)
 
     def prob(self, stage: str, given: str | None = None) -> Tensor:
@@ -109,8 +110,9 @@ class Probabilities:
         """
         log_p = self.log_prob(self.chain.value(amount).parent, given)
         kind, z = self._amounts[amount]
-        expected: Tensor = (log_p + kind.log_mean(z)).exp() if hasattr(kind, "log_mean") else log_p.exp() * kind.mean(z)
-        return expected
+        if isinstance(kind, PositiveKind):
+            return (log_p + kind.log_mean(z)).exp()
+        return log_p.exp() * kind.mean(z)
 
     def log_density(self, amount: str, observed: Tensor) -> Tensor:
         """log p(observed given parent), of an atom the logarithm of its probability: (batch,).
@@ -128,10 +130,11 @@ class Probabilities:
 
         With W(u), what a row at u counts for on average below u, and w(c) the rate of class c of the transition at u:
 
-            P'(c | u) = P(c | u) w(c) W(c) / sum of the same over its classes     W(u) = product of these sums over transitions
+            P'(c | u) = P(c | u) w(c) W(c) / sum of the same over its classes
+            W(u) = product of these sums over transitions
 
-        rates: `{transition name: (K + 1) positive numbers}`, the last for else or nothing; 1 where there are none. No stage may
-        be joint. Transitions from which nothing leads to a rate stay as they are to the bit.
+        rates: `{transition name: (K + 1) positive numbers}`, the last for else or nothing; 1 where there are none. No
+        stage may be joint. Transitions from which nothing leads to a rate stay as they are to the bit.
         """
         found = copy.copy(self)
         found._steps, found._reach, found._none = dict(self._steps), {}, {}
@@ -169,8 +172,8 @@ class Probabilities:
         self.chain.check(start)
         if not self.chain.leads(start, stage):
             raise ChainError(
-                f"P({stage} given {start}): '{start}' does not come before '{stage}' in this chain. Its earlier stages are"
-                f" {', '.join(sorted(self.chain.ancestors(stage))) or 'none'}."
+                f"P({stage} given {start}): '{start}' does not come before '{stage}' in this chain. "
+                f" Its earlier stages are {', '.join(sorted(self.chain.ancestors(stage))) or 'none'}."
             )
         return start
 
@@ -217,7 +220,9 @@ class Probabilities:
         return self._none[edges, start]
 
 
-def _log_classes(transition: Transition, logits: Mapping[str, Tensor], kind: Any) -> dict[str | None, Tensor]:
+def _log_classes(
+    transition: Transition, logits: Mapping[str, Tensor], kind: OutcomeKind | None
+) -> dict[str | None, Tensor]:
     """log P of every class of one transition: `{outcome: (batch,)}`; None is "nothing".
 
     `log_softmax([z_1 .. z_K, 0])`, for one outcome a sigmoid, unless a stage kind says otherwise.
@@ -240,11 +245,14 @@ def _log_rest(log_p: Tensor) -> Tensor:
     return near.where(safe > -math.log(2), far).where(log_p < 0, torch.full_like(log_p, -torch.inf))
 
 
-def _kind_and_logits(value: Value, logits: Mapping[str, Tensor], kinds: Mapping[str, Any]) -> tuple[Any, Tensor]:
+def _kind_and_logits(
+    value: Value, logits: Mapping[str, Tensor], kinds: Mapping[str, Kind]
+) -> tuple[AmountKind, Tensor]:
     """How an amount is distributed, and the numbers that say it: (batch, kind.logits)."""
     if value.name not in kinds:
         raise ChainError(f"kinds: none for the value '{value.name}'.{did_you_mean(value.name, kinds)}")
-    return kinds[value.name], _logits_of(value.name, logits, kinds[value.name].logits)
+    kind = of_value(kinds[value.name])
+    return kind, _logits_of(value.name, logits, kind.logits)
 
 
 def _logits_of(name: str, logits: Mapping[str, Tensor], count: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -13,10 +12,10 @@ from torch import Tensor
 class Scored:
     """Predictions of one probability beside its labels, on the rows of one space only: what a metric judges.
 
-    log_prob, log_not_prob: (rows,) float; labels: (rows,) float32, 0 or 1; weights: (rows,) float32. Where a ratio of two
-    heads exceeds 1, log_prob is above 0, and log_not_prob log(1e-7), the least that a ratio leaves.
-    extras: other columns of those rows by name, (rows,), such as group keys (int64); made: what one metric has made of them
-    and another can use.
+    log_prob, log_not_prob: (rows,) float; labels: (rows,) float32, 0 or 1; weights: (rows,) float32. Where a ratio of
+    two heads exceeds 1, log_prob is above 0, and log_not_prob log(1e-7), the least that a ratio leaves.
+    extras: other columns of those rows by name, (rows,), such as group keys (int64); made: what one metric has made of
+    them and another can use.
     """
 
     log_prob: Tensor
@@ -24,7 +23,7 @@ class Scored:
     labels: Tensor
     weights: Tensor
     extras: Mapping[str, Tensor]
-    made: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    made: dict[object, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

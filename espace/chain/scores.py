@@ -1,8 +1,8 @@
 """Scores: named formulas over what the model predicts and columns of the input, such as `ecpm: conversion * bid`.
 
-A formula is made of numbers, names, + - * / **, comparisons (1 where they hold, else 0), parentheses and FUNCTIONS. A name
-is a prediction where the chain has it, else a column; `column('ad.bid')` is a column whatever it is called. Python only
-parses the text: what is not listed here is refused, and all arithmetic is float64.
+A formula is made of numbers, names, + - * / **, comparisons (1 where they hold, else 0), parentheses and FUNCTIONS. A
+name is a prediction where the chain has it, else a column; `column('ad.bid')` is a column whatever it is called. Python
+only parses the text: what is not listed here is refused, and all arithmetic is float64.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from espace.chain.chain import Chain
 from espace.errors import ConfigError, NonFiniteError, did_you_mean
@@ -58,8 +58,8 @@ class Score:
     def values(self, given: Mapping[Read, Numbers], rows: int, name: str, where: str, first: int = 0) -> Numbers:
         """(rows,) float64, NaN where a column that decides the value is missing.
 
-        given: (rows,) of everything in `reads`, NaN where missing. For errors: name, what the score is called, where, the
-        table, first, the number of its first row.
+        given: (rows,) of everything in `reads`, NaN where missing. For errors: name, what the score is called, where,
+        the table, first, the number of its first row.
         Raises NonFiniteError where the value is undefined or infinite though nothing is missing.
         """
         with np.errstate(all="ignore"):
@@ -72,8 +72,8 @@ class Score:
             row = int(wrong.argmax())
             at = ", ".join(f"{read.name} = {given[read][row]:g}" for read in self.reads)
             raise NonFiniteError(
-                f"{where}, row {first + row}: {name} is no finite number ({at}). Bound it by clip, or choose by where, as"
-                " in where(bid > 0, log(bid), 0)."
+                f"{where}, row {first + row}: {name} is no finite number ({at}). Bound it by clip,"
+                " or choose by where, as in where(bid > 0, log(bid), 0)."
             )
         return values
 
@@ -197,7 +197,7 @@ def _applied(function: Callable[..., Numbers], arguments: list[Formula]) -> Form
     return lambda given: function(*(argument(given) for argument in arguments))
 
 
-def _known(function: Callable[[Any, Any], Any]) -> Callable[[Numbers, Numbers], Numbers]:
+def _known(function: Callable[[Numbers, Numbers], ArrayLike]) -> Callable[[Numbers, Numbers], Numbers]:
     """The function where both numbers are there, else NaN."""
     return lambda a, b: np.where(np.isnan(a) | np.isnan(b), np.nan, function(a, b))
 
@@ -210,7 +210,7 @@ def _cut(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-_OPERATORS: Mapping[type[ast.AST], Callable[[Any, Any], Numbers]] = {
+_OPERATORS: Mapping[type[ast.AST], Callable[[Numbers, Numbers], Numbers]] = {
     ast.Add: np.add,
     ast.Sub: np.subtract,
     ast.Mult: np.multiply,

@@ -18,8 +18,8 @@ from espace.chain.probability import Probabilities
 class Term:
     """What a loss term is, for people: printed by `espace show` and in the audit.
 
-    stages: whose `stages.<name>.weight` it takes; given: the stage that has to have happened in its rows, None for all rows;
-    loss: of one row; rows: on which it is judged; divisor: by the number of which rows it is divided.
+    stages: whose `stages.<name>.weight` it takes; given: the stage that has to have happened in its rows, None for all
+    rows; loss: of one row; rows: on which it is judged; divisor: by the number of which rows it is divided.
     """
 
     stages: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Comparisons: variants of an experiment over seeds, shares of the rows and conditions, and which differences are real."""
+"""Comparisons: variants of an experiment over seeds, shares of the rows and conditions, and what really differs."""
 
 from espace.compare.comparing import compare
 

@@ -1,4 +1,4 @@
-"""What is wrong with a comparison that only its experiments know: what is measured, which columns, which helpers fit."""
+"""What is wrong with a comparison that only its experiments know: what is measured, which columns and helpers fit."""
 
 from __future__ import annotations
 

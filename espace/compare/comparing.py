@@ -1,4 +1,4 @@
-"""Train and judge the variants of a comparison: choose on validation, read the test rows once, say which differences are real."""
+"""Train and judge the variants of a comparison: choose on validation, read the test rows once, say what differs."""
 
 from __future__ import annotations
 
@@ -115,8 +115,11 @@ class Comparing:
         return (self.runs / planned.digest).with_suffix(".log")
 
     def _choose(self) -> Iterator[Planned]:
-        """Of each variant, condition and share the finished runs of the setting that is best on validation, on average over
-        seeds, and all of those that are not trained. A setting of which a run failed is not chosen where there is another."""
+        """Of each variant, condition and share the finished runs of the setting that is best on validation, on average
+        over seeds, and all of those that are not trained.
+
+        A setting of which a run failed is not chosen where there is another.
+        """
         by, values = self.comparison.keys.choose_by, self.outcome.validation
         for _, group in groupby(self.outcome.planned, lambda p: p.name):
             runs = list(group)
@@ -200,7 +203,7 @@ class _Rows:
         return found
 
     def variance(self, pairs: Sequence[tuple[Planned, Planned]], space: str) -> float | None:
-        """Of the mean difference of the AUCs of pairs, over draws of the test rows; None where not all have the same."""
+        """Of the mean difference of the AUCs of pairs, over draws of the test rows; None where these differ."""
         same, total = None, np.zeros(1)
         for pair in pairs:
             for planned, sign in zip(pair, (1, -1), strict=True):

@@ -1,4 +1,4 @@
-"""A comparison: variants of one experiment, under conditions, over seeds and shares of the training rows, and all of its runs."""
+"""A comparison: variants of one experiment, under conditions, over seeds and shares of training rows, and its runs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ Cell = tuple[str, float, int]  # condition, share, seed
 class Comparison:
     """A checked comparison.
 
-    Attributes: keys (the file), name, base (the path of the experiment), against (the variant that others are compared with),
-    conditions (overrides by name; one without a name where the file has none), steps (stage and parent by conditional).
-    Raises ConfigError with every problem of the file, and of the experiments that it makes, at once; DataError for data that is
-    not there.
+    Attributes: keys (the file), name, base (the path of the experiment), against (the variant that others are compared
+    with), conditions (overrides by name; one without a name where the file has none), steps (stage and parent by
+    conditional).
+    Raises ConfigError with every problem of the file, and of the experiments that it makes, at once; DataError for data
+    that is not there.
     """
 
     steps: Steps
@@ -88,7 +89,7 @@ class Comparison:
         return (*self._overrides, *self.conditions[condition], *variant.overrides, *setting)
 
     def _problems(self) -> Iterator[Problem]:
-        """What is wrong with the experiments, and with what is asked of them; the base first, since all others have its."""
+        """What is wrong with the experiments, and with what is asked of them; first the base, whose all others have."""
         base, problems = self._tried(("base",), self._overrides)
         if base is not None:
             self.steps = steps_of(chain_of(base.config))
@@ -104,7 +105,7 @@ class Comparison:
                 yield from self._under(condition, told)
 
     def _under(self, condition: str, told: set[Key]) -> Iterator[Problem]:
-        """What is wrong with helpers and variants under a condition; in `told` are those of which something was said."""
+        """What is wrong with helpers and variants under a condition; `told` are those of which something was said."""
         helpers: dict[str, Experiment] = {}
         for name, helper in self._helpers.items():
             key = ("helpers", name)

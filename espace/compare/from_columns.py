@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from espace.registry.registry import Registry
 from espace.runs.build import build_objective, build_weighting, chain_of, extras_of, labels_of, rows_at_once
 from espace.runs.evaluating import Evaluated, See, evaluate
 from espace.runs.opening import open_parts
-from espace.runs.run import Run
 
 _LEAST = 1e-35  # what stands for a probability of 0, so that its logarithm is a number, in float32 too
 
@@ -42,7 +41,10 @@ class FromColumns(nn.Module):
         }
 
     def forward(self, batch: Batch) -> Probabilities:
-        """The probabilities in float64. Raises DataError where a column is missing, or outcomes have more than 1 together."""
+        """The probabilities in float64.
+
+        Raises DataError where a column is missing, or outcomes have more than 1 together.
+        """
         return Probabilities(self.chain, {t: self._logits(batch, columns) for t, columns in self._columns.items()})
 
     def _logits(self, batch: Batch, columns: list[str]) -> Tensor:
@@ -58,13 +60,28 @@ class FromColumns(nn.Module):
         return p.clamp(min=_LEAST).log() - rest.clamp(min=_LEAST).log()
 
 
+@dataclass(frozen=True)
+class _Run:
+    """Columns in the place of a run."""
+
+    registry: Registry
+    model: FromColumns
+    weighting: nn.Module
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Probabilities:
+        probabilities: Probabilities = self.model(batch)
+        return probabilities
+
+
 def judge_columns(config: Config, registry: Registry, columns: Mapping[str, str], see: See) -> Evaluated:
     """Judge columns on the test rows by the metrics of `config`; `see` is shown every batch with its probabilities.
 
-    Raises DataError naming place and value for a column that holds no probabilities, or labels that contradict the chain.
+    Raises DataError naming place and value for a column that holds no probabilities, or labels that contradict the
+    chain.
     """
     chain, labels, data = chain_of(config), labels_of(config), config.data
-    extras: dict[str, Any] = {**extras_of(config), **dict.fromkeys(columns.values(), "probability")}
+    extras = extras_of(config) | dict.fromkeys(columns.values(), "probability")
     part = open_parts(config, registry, ["test"])["test"]
     encoder = Encoder(
         [], chain, labels, dim=1, weight=data.weight, extras=extras, policy=data.violations, tables={}, numbers={}
@@ -74,6 +91,6 @@ def judge_columns(config: Config, registry: Registry, columns: Mapping[str, str]
     if problems := audit.errors(part, scan, chain, labels, data.violations, (), {}):
         raise DataError("\n".join(problems))
     weighting = build_weighting(config, registry, build_objective(config, registry))
-    run = Run(config, registry, encoder, cast(Any, FromColumns(chain, columns)), weighting, None)
+    run = _Run(registry, FromColumns(chain, columns), weighting)
     stream = Stream(part, encoder, Plan(scan.counts, rows_at_once(config), 0, False, 0))
     return evaluate(config, run, stream, see=see)

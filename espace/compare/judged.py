@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from espace.runs.run import load
 from espace.training.judging import scored
 
 Values = dict[str, float]
+Column = NDArray[np.float32 | np.int8]
 Step = tuple[str, str]  # a stage and its parent
 _VERSION = 2  # of both files
 _LEAST_REST = math.log(1e-7)  # what a P above 1 leaves: one of its factors may be a ratio of two heads
@@ -39,7 +39,7 @@ _LEAST_REST = math.log(1e-7)  # what a P above 1 leaves: one of its factors may 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be kept: spaces, of which there are AUCs, and probabilities on all rows, of which there are products."""
+    """What is to be kept: spaces, of which there are AUCs, and probabilities on all rows, for products."""
 
     spaces: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ class Judged:
         """By name, without a prefix."""
         return numbers(json.loads(self.stem.with_suffix(".json").read_text())["metrics"])
 
-    def columns(self, names: Sequence[str]) -> list[NDArray[Any]]:
+    def columns(self, names: Sequence[str]) -> list[Column]:
         """(rows,) each, see `_Kept.columns`."""
         with np.load(self.stem.with_suffix(".npz")) as kept:
             return [kept[name] for name in names]
@@ -106,9 +106,9 @@ class Judged:
 
 
 def product(run: Judged, helper: Judged, conditional: str, step: Step) -> tuple[Values, Ranked]:
-    """P(parent) of the helper times `conditional` of the run, against the label of its stage on all rows: metrics, and the rows
-    ranked.
+    """P(parent) of the helper times `conditional` of the run, against the label of its stage on all rows.
 
+    Returns metrics, and the rows ranked.
     Raises DataError where the two were judged on different rows.
     """
     stage, parent = step
@@ -126,7 +126,7 @@ def product(run: Judged, helper: Judged, conditional: str, step: Step) -> tuple[
     return _metrics(log_p, y, w), Ranked.of(log_p, y, w)
 
 
-def _metrics(log_p: NDArray[np.float64], y: NDArray[np.int8], w: NDArray[np.float64]) -> Values:
+def _metrics(log_p: NDArray[np.float64], y: Column, w: NDArray[np.float64]) -> Values:
     """As the metrics of those names, docs/metrics.md: (rows,) each."""
     with np.errstate(divide="ignore"):
         log_rest = np.log(-np.expm1(np.minimum(log_p, 0))).clip(min=_LEAST_REST)
@@ -162,9 +162,11 @@ class _Kept:
             found["all rows/weights"] = batch.weights
         self._found.append(found)
 
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """`{name: (rows,)}`. Of the rows of a space: `<space>/log_odds`, `<space>/labels`, `<space>/weights`. Of all rows, in the
-        order of the file: the logarithm `all rows/<probability>`, `all rows/labels/<stage>`, -1 for unknown, `all rows/weights`.
+    def columns(self) -> dict[str, Column]:
+        """`{name: (rows,)}`. Of the rows of a space: `<space>/log_odds`, `<space>/labels`, `<space>/weights`.
+
+        Of all rows, in the order of the file: the logarithm `all rows/<probability>`, `all rows/labels/<stage>`, -1 for
+        unknown, `all rows/weights`.
         """
         return {name: torch.cat([found[name] for found in self._found]).numpy() for name in self._found[0]}
 

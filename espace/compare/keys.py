@@ -20,8 +20,8 @@ _SHORT = ("conditions", "helpers", "variants")  # where a name may stand without
 
 
 class Variant(Section):
-    """Overrides of the base, options of which the best value on validation is taken, and options that are runs of helpers; or
-    columns of the test rows in the place of a model."""
+    """Overrides of the base, options of which the best value on validation is taken, and options that are runs of
+    helpers; or columns of the test rows in the place of a model."""
 
     overrides: list[str] = []
     choose: dict[str, Annotated[list[Any], MinLen(1)]] = {}
@@ -30,7 +30,7 @@ class Variant(Section):
 
     @property
     def settings(self) -> list[tuple[str, ...]]:
-        """Overrides for every combination of the values to choose from; one without any where there is nothing to choose."""
+        """Overrides for every combination of the values to choose from; one without any where nothing is to choose."""
         return [tuple(map(override, self.choose, v)) for v in itertools.product(*self.choose.values())]
 
 
@@ -80,7 +80,7 @@ def keys_of(source: Source) -> Keys:
     for section in _SHORT:
         names = source.tree.get(section)
         if isinstance(names, dict):
-            empty: Any = {} if section == "variants" else []
+            empty: object = {} if section == "variants" else []
             source.tree[section] = {n: empty if v is None else v for n, v in names.items()}
     variants = source.tree.get("variants")
     if isinstance(variants, dict):

@@ -21,7 +21,7 @@ from espace.runs.run import writing
 
 @dataclass(frozen=True)
 class Summary:
-    """Of the seeds that there are: mean, deviation, half the width of the interval of the mean (both NaN with one seed)."""
+    """Of the seeds that there are: mean, deviation, half the width of the interval of the mean (NaN with one seed)."""
 
     mean: float
     deviation: float
@@ -55,8 +55,8 @@ class Compared:
 class Outcome:
     """What a comparison found.
 
-    runs: all, helpers first; chosen: those judged on test rows; validation: metrics by digest; test: metrics by run; failed:
-    `{run: why}`; differences: by (condition, share, metric, variant).
+    runs: all, helpers first; chosen: those judged on test rows; validation: metrics by digest; test: metrics by run;
+    failed: `{run: why}`; differences: by (condition, share, metric, variant).
     """
 
     comparison: Comparison

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from espace.compare.keys import override
 from espace.config import Config
@@ -24,9 +24,9 @@ _OF_JUDGING = ("chain", "labels", "stages", "objective", "weighting", "metrics")
 class Planned:
     """One run: its place in the comparison, how it departs from the base, and a digest of all that decides its result.
 
-    name: of the variant, or the helper; setting: the values among which was to be chosen; data: digest of the test rows; uses:
-    `(key, digest of the run whose folder it is)`; parents: `(product, what that of its helper is judged by)`; columns:
-    `(probability, column of the test rows)`, none of a run that is trained.
+    name: of the variant, or the helper; setting: the values among which was to be chosen; data: digest of the test
+    rows; uses: `(key, digest of the run whose folder it is)`; parents: `(product, what that of its helper is judged
+    by)`; columns: `(probability, column of the test rows)`, none of a run that is trained.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Digests:
 
     def columns(self, config: Config, columns: Mapping[str, str]) -> str:
         """Of columns that are judged, whatever they are judged on."""
-        tree: dict[str, Any] = config.to_dict()
+        tree = config.to_dict()
         data = [config.data.violations, config.data.weight, config.data.potential]
         return _digest([*_VERSIONS, {k: tree[k] for k in _OF_JUDGING}, data, columns, _code(config)])
 

@@ -6,13 +6,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
 _MANY = 1_000  # degrees of freedom of what many rows tell: as good as a normal distribution
+Column = NDArray[np.generic]
 Floats = NDArray[np.float64]
 
 
@@ -20,9 +20,10 @@ Floats = NDArray[np.float64]
 class Ranked:
     """The AUC of some rows, ties counting one half, and what each row has to do with it.
 
-    auc: weighted; NaN unless both classes have weight. influence: (rows,), by how much the AUC moves when a row counts for more,
-    so that the sum of their squares is the variance of the AUC over draws of the rows, and that of their differences the
-    variance of a difference (DeLong et al., 1988, with row weights). rows: a digest of labels and weights.
+    auc: weighted; NaN unless both classes have weight. influence: (rows,), by how much the AUC moves when a row counts
+    for more, so that the sum of their squares is the variance of the AUC over draws of the rows, and that of their
+    differences the variance of a difference (DeLong et al., 1988, with row weights). rows: a digest of labels and
+    weights.
     """
 
     auc: float
@@ -30,29 +31,29 @@ class Ranked:
     rows: bytes
 
     @classmethod
-    def of(cls, scores: NDArray[Any], labels: NDArray[Any], weights: NDArray[Any] | None = None) -> Ranked:
+    def of(cls, scores: Column, labels: Column, weights: Column | None = None) -> Ranked:
         """scores, labels (0 or 1) and weights: (rows,)."""
-        weights = np.ones(len(scores)) if weights is None else weights.astype(np.float64)
-        digest = hashlib.blake2b(labels.tobytes() + weights.tobytes(), digest_size=16).digest()
+        counts: Floats = np.ones(len(scores)) if weights is None else weights.astype(np.float64)
+        digest = hashlib.blake2b(labels.tobytes() + counts.tobytes(), digest_size=16).digest()
         classes = [np.flatnonzero(labels == label) for label in (1, 0)]
-        positive, negative = (weights[rows].sum() for rows in classes)
+        positive, negative = (counts[rows].sum() for rows in classes)
         if not (positive and negative):
             return cls(math.nan, np.full(len(scores), math.nan), digest)
         positives, negatives = classes
         above = _below(
-            scores, weights, negatives, positives
+            scores, counts, negatives, positives
         )  # of each positive: the share of the negatives that it beats
         beaten = 1 - _below(
-            scores, weights, positives, negatives
+            scores, counts, positives, negatives
         )  # of each negative: the share of the positives above it
-        auc = float(weights[positives] @ above / positive)
+        auc = float(counts[positives] @ above / positive)
         influence = np.zeros(len(scores))
-        influence[positives] = weights[positives] * (above - auc) / positive
-        influence[negatives] = weights[negatives] * (beaten - auc) / negative
+        influence[positives] = counts[positives] * (above - auc) / positive
+        influence[negatives] = counts[negatives] * (beaten - auc) / negative
         return cls(auc, influence, digest)
 
 
-def _below(scores: NDArray[Any], weights: Floats, rows: NDArray[np.int64], of: NDArray[np.int64]) -> Floats:
+def _below(scores: Column, weights: Floats, rows: NDArray[np.int64], of: NDArray[np.int64]) -> Floats:
     """The share of the weight of `rows` that scores below each row in `of`, equal scores by one half."""
     order = rows[np.argsort(scores[rows], kind="stable")]
     under = np.concatenate([[0.0], np.cumsum(weights[order])])
@@ -61,7 +62,7 @@ def _below(scores: NDArray[Any], weights: Floats, rows: NDArray[np.int64], of: N
 
 
 def tail(t: float, freedom: int) -> float:
-    """P(|T| >= |t|) of Student's t with whole degrees of freedom, in closed form (Abramowitz and Stegun, 26.7.3, 26.7.4)."""
+    """P(|T| >= |t|) of Student's t with whole degrees of freedom: Abramowitz and Stegun, 26.7.3 and 26.7.4."""
     angle = math.atan2(abs(t), math.sqrt(freedom))
     sine, cosine, odd = math.sin(angle), math.cos(angle), freedom % 2
     term, total = cosine if odd else 1.0, 0.0
@@ -94,8 +95,8 @@ class Difference:
 def difference(by_seed: Floats, between_rows: float | None = None) -> Difference:
     """The mean of `by_seed`, (seeds,), with what varies between seeds and, where given, between draws of the test rows.
 
-    between_rows: the variance of the mean over draws of the rows. The two variances add up; the degrees of freedom of their
-    sum are Welch's and Satterthwaite's (Satterthwaite, 1946, eq. 17), rounded down.
+    between_rows: the variance of the mean over draws of the rows. The two variances add up; the degrees of freedom of
+    their sum are Welch's and Satterthwaite's (Satterthwaite, 1946, eq. 17), rounded down.
     """
     mean = float(by_seed.mean())
     parts = [(float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)] if len(by_seed) > 1 else []
@@ -112,7 +113,7 @@ def difference(by_seed: Floats, between_rows: float | None = None) -> Difference
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values corrected for being several (Holm, 1979): the probability of one false alarm among all stays below the level."""
+    """p-values corrected for being several (Holm, 1979): one false alarm among all stays less likely than the level."""
     found, highest = [0.0] * len(ps), 0.0
     for rank, place in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         highest = max(highest, min(1.0, (len(ps) - rank) * ps[place]))

@@ -14,11 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from espace.errors import EspaceError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
+    from multiprocessing.process import BaseProcess
 
 _PRELOADED = ["espace.compare", "espace.training.lightning", "espace.training.callbacks", "espace.training.narrator"]
 
@@ -34,7 +38,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Done:
-    """A task that ended: its number, why it failed (None if it did not), seconds it took, and seconds that all others will."""
+    """A task that ended: its number, why it failed (None if it did not), its seconds, and those of all others."""
 
     number: int
     failed: str | None
@@ -78,7 +82,7 @@ class _Running:
         self._answer, given = multiprocessing.Pipe(duplex=False)
         task.log.parent.mkdir(parents=True, exist_ok=True)
         arguments = (task, threads, os.getcwd(), dict(os.environ), given)
-        self.process: Any = _context().Process(target=_child, args=arguments)
+        self.process: BaseProcess = _context().Process(target=_child, args=arguments)
         self.process.start()
         given.close()
 
@@ -86,6 +90,7 @@ class _Running:
         """Why it failed, once it has ended."""
         self.process.join()
         code = self.process.exitcode
+        assert code is not None, "it has ended"
         if code == 0:
             return None
         try:
@@ -94,7 +99,7 @@ class _Running:
             return f"its process was killed by signal {-code}" if code < 0 else f"its process ended with code {code}"
 
 
-def _context() -> Any:
+def _context() -> ForkServerContext | SpawnContext:
     """Processes fork from one that has imported everything and has no threads, where there are such."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

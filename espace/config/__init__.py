@@ -1,8 +1,8 @@
 """The configuration: read from a YAML file, changed by overrides, checked as a whole, written out again.
 
-All that is wrong is said at once, each with file, line and column. `yamlfile` says how scalars are read, `overrides` how
-`a.b=value` is. `${a.b}` is another value, `${oc.env:NAME,default}` text from the environment (`${oc.decode:...}` makes a
-number of it), and `???` has to be given by an override. An empty key at the top has its default.
+All that is wrong is said at once, each with file, line and column. `yamlfile` says how scalars are read, `overrides`
+how `a.b=value` is. `${a.b}` is another value, `${oc.env:NAME,default}` text from the environment (`${oc.decode:...}`
+makes a number of it), and `???` has to be given by an override. An empty key at the top has its default.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def check_monitor(config: Config, names: Sequence[str]) -> None:
 
 
 def monitor_mode(config: Config) -> Literal["min", "max"]:
-    """Whether `monitor` is better when it is lower or higher: `mode`, else max for AUC, GAUC, Gini and rank correlation, and min
-    for the rest."""
+    """Whether `monitor` is better when it is lower or higher: `mode`, else max for AUC, GAUC, Gini and rank
+    correlation, and min for the rest."""
     return config.mode or ("max" if config.monitor.endswith(("/auc", "/gauc", "/gini", "rank_correlation")) else "min")
 
 

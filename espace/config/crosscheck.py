@@ -1,4 +1,4 @@
-"""What types cannot say: names that have to be in the chain, columns that may not meet, keys that exclude each other."""
+"""What types cannot say: names that have to be in the chain, columns that may not meet, keys that exclude others."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def _listed(names: Iterable[str]) -> str:
 def _optimizer(config: Fields, chain: Chain) -> Iterator[Problem]:
     if config.optimizer.tables == "exact" and config.optimizer.weight_decay:
         what = (
-            f"exact with weight_decay {config.optimizer.weight_decay:g}: dense Adam then moves every row in every step, and rows"
-            " cannot catch up. Write lazy, where only rows looked up decay, or dense."
+            f"exact with weight_decay {config.optimizer.weight_decay:g}: dense Adam then moves every row in every"
+            " step, and rows cannot catch up. Write lazy, where only rows looked up decay, or dense."
         )
         yield Problem(("optimizer", "tables"), what)

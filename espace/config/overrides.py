@@ -1,9 +1,9 @@
 """`a.b.c=value`, in the order in which they were given: each changes the tree as an edit of the file would.
 
-The value is a scalar just as it stands (`x=00123` and `x=on` are text, `x=1e-3` is a number, `x=true` is a boolean), or a
-list, mapping or quoted text if it begins with [ { " or '. An empty one is null. In the path, a number picks an item of a
-list. `tower=din` replaces a part with all its options, `tower.dropout=0.1` changes one of them, and `features.url=null`
-removes one of several.
+The value is a scalar just as it stands (`x=00123` and `x=on` are text, `x=1e-3` is a number, `x=true` is a boolean), or
+a list, mapping or quoted text if it begins with [ { " or '. An empty one is null. In the path, a number picks an item
+of a list. `tower=din` replaces a part with all its options, `tower.dropout=0.1` changes one of them, and
+`features.url=null` removes one of several.
 """
 
 from __future__ import annotations

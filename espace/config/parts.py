@@ -63,7 +63,7 @@ def _of_value(stage: object) -> object:
 class Binder:
     """Turns a tree as it was written into one in the shape of `schema.Fields`; gathers problems on the way.
 
-    `origins` are the keys that pieces of chain brought, and the pieces that did: `{("stages", "refund"): ("pieces", 0)}`.
+    `origins` are the keys that pieces of chain brought, and which piece did: `{("stages", "refund"): ("pieces", 0)}`.
     """
 
     def __init__(self, registry: Registry) -> None:

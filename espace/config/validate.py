@@ -53,7 +53,7 @@ _BOOLEAN_WORDS = frozenset({"on", "off", "yes", "no"})
 def check(
     model: type[Model], tree: Mapping[str, Any], key: Key, entry: Entry | None = None, also: Collection[str] = ()
 ) -> tuple[Model | None, list[Problem]]:
-    """The values as a model, or every reason why not. `key` is where they stand; `also` are further names to suggest."""
+    """The values as a model, or every reason why not. `key` is where they stand; `also` are more names to suggest."""
     try:
         return model.model_validate_json(json.dumps(tree)), []
     except ValidationError as error:
@@ -104,8 +104,8 @@ def hints_of(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def did_you_mean_or_home(name: str, known: Iterable[str], model: type[BaseModel]) -> str:
-    """` Did you mean 'x'?` when something close is known; else ` It belongs to optimizer.` where a part of `model` has that key;
-    else the list of what is known."""
+    """` Did you mean 'x'?` when something close is known; else ` It belongs to optimizer.` where a part of `model` has
+    that key; else the list of what is known."""
     hint = did_you_mean(name, known)
     parts = {key: _bare(annotation) for key, annotation in hints_of(model).items()}
     keys = {key: hints_of(part) for key, part in parts.items() if isinstance(part, type) and issubclass(part, Section)}

@@ -1,4 +1,4 @@
-"""A batch of encoded rows. One class serves a batch, a row group and a window of row groups: they differ in rows only."""
+"""A batch of encoded rows. One class serves a batch, a row group and a window of these: they differ in rows only."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class Batch:
     labels: (rows, stages but the root) int8, -1 where not known yet.
     weights: (rows,) float32; 0 keeps a row out of every loss and metric.
     extras: other columns by name, (rows,), for metrics: groups, potential outcomes.
-    amounts: (rows, values of the chain) float32, NaN where the parent did not happen or it is not known; none if not given.
+    amounts: (rows, values of the chain) float32, NaN where the parent did not happen or it is not known; none if not
+    given.
     """
 
     ids: Tensor
@@ -129,7 +130,7 @@ class Batch:
 
     @classmethod
     def cat(cls, parts: Sequence[Batch], pinned: bool = False) -> Batch:
-        """The rows of several parts, one after the other; `pinned`: columns with a number for each row in pinned memory."""
+        """The rows of several parts, in their order; `pinned`: columns with a number a row lie in pinned memory."""
         first = parts[0]
         if len(parts) == 1:
             return first
@@ -145,7 +146,7 @@ class Batch:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device. The host does not wait for a copy to a CUDA device, which is made on the current stream."""
+    """The tensor on a device. The host does not wait for a copy to CUDA, which is made on the current stream."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps pinned memory until the copy from it is made

@@ -1,4 +1,4 @@
-"""Blocks that towers and sharing are made of: dense layers, the features as vectors of one width, a gate over experts."""
+"""Blocks that towers and sharing are made of: dense layers, features as vectors of one width, a gate over experts."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ _NORMS = {"batch": _BatchNorm, "layer": nn.LayerNorm}
 class Linear(nn.Linear):
     """A linear layer, (batch, in_features) to (batch, out_features), that keeps cores and matrix units busy.
 
-    The weights lie in memory column by column, and so does their gradient: on a CPU it is then the product x^T g, which is
-    several per cent faster than g^T x where the input is wider than the output.
+    The weights lie in memory column by column, and so does their gradient: on a CPU it is then the product x^T g, which
+    is several per cent faster than g^T x where the input is wider than the output.
 
-    Under autocast on a GPU matrix units want widths that are multiples of 8, so the input is padded while it is rounded, once
-    for all layers that see it. And the gradient of the bias is a product with ones, several times as fast as a sum over the
-    batch.
+    Under autocast on a GPU matrix units want widths that are multiples of 8, so the input is padded while it is
+    rounded, once for all layers that see it. And the gradient of the bias is a product with ones, several times as fast
+    as a sum over the batch.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -137,7 +137,7 @@ def dense(
     dropout: float = 0.0,
     norm: Norm = "none",
 ) -> nn.Sequential:
-    """Linear, norm, activation, dropout for each of `hidden_units`: (batch, in_features) to (batch, the last of them)."""
+    """Linear, norm, activation, dropout for each of `hidden_units`: (batch, in_features) to (batch, last of them)."""
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise([in_features, *hidden_units]):
         layers.append(Linear(before, after))
@@ -150,8 +150,8 @@ def dense(
 
 
 class FirstOrder(nn.Module):
-    """A linear model on the features themselves, the first-order part of a factorisation machine: a weight for every id,
-    the mean or sum of them for bags and pooled histories, and a weight for every other column.
+    """A linear model on the features themselves, the first-order part of a factorisation machine: a weight for every
+    id, the mean or sum of them for bags and pooled histories, and a weight for every other column.
 
     Args:
         spec: the layout of the features.
@@ -175,8 +175,8 @@ class FirstOrder(nn.Module):
 class FieldMatrix(nn.Module):
     """The features as one vector per field, all of one width, for towers in which fields meet in pairs.
 
-    A field of that width stays as it is. Another one (a number, a vector, an id with a `dim` of its own) is taken there by
-    a matrix of its own, without a bias: a number x becomes x times a vector, as in a factorisation machine.
+    A field of that width stays as it is. Another one (a number, a vector, an id with a `dim` of its own) is taken there
+    by a matrix of its own, without a bias: a number x becomes x times a vector, as in a factorisation machine.
 
     Args:
         spec: the layout of the features.
@@ -210,7 +210,7 @@ class FieldMatrix(nn.Module):
 
 
 class Gate(nn.Module):
-    """Experts mixed row by row: the sum over i of softmax(W x)_i f_i. With one expert there is nothing to weigh, and no W.
+    """Experts mixed row by row: the sum over i of softmax(W x)_i f_i. With one expert there is no W.
 
     Args:
         in_features: the width of x, what the gate looks at.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +22,16 @@ class Compiled:
     def __init__(self, tower: nn.Module, tell: Callable[[str], None], backend: str = "inductor") -> None:
         self.tower = tower
         self._tell = tell
-        self._compiled: Any = torch.compile(tower, fullgraph=True, dynamic=True, backend=backend)
+        self._compiled: Callable[[Features], Tensor] | None = torch.compile(
+            tower, fullgraph=True, dynamic=True, backend=backend
+        )
 
     def __call__(self, features: Features) -> Tensor:
         """What the tower gives."""
         alone = len(features.flat()) == 1  # torch would compile once more for it
         if self._compiled is not None and self.tower.training and not alone:
             try:
-                out: Tensor = self._compiled(features)
-                return out
+                return self._compiled(features)
             except Exception as error:  # of many kinds; if it is the tower's own, the tower raises it below
                 self._compiled = None
                 self._tell(_first_line(error))

@@ -54,7 +54,7 @@ class Table(nn.Embedding):
         return F.embedding(rows, self._read(rows), sparse=self.sparse)
 
     def pooled(self, rows: Tensor, offsets: Tensor, mode: str, weights: Tensor | None) -> Tensor:
-        """The sum or mean of the vectors of each bag of `rows`, (n,), which begin at `offsets`, (bags,): (bags, width)."""
+        """The sum or mean of the vectors of each bag of `rows`, (n,), which start at `offsets`: (bags, width)."""
         offsets = offsets.to(rows.dtype)
         table = self._read(rows)
         return F.embedding_bag(rows, table, offsets, mode=mode, sparse=self.sparse, per_sample_weights=weights)
@@ -72,8 +72,8 @@ class Embedding(nn.Module):
         features: the features, in the order of the YAML.
         layout: where each vocabulary lies.
         dim: the default width.
-        std: standard deviation of the normal start; row 0 of every vocabulary, padding, starts at zero. None: tables hold
-            nothing yet, and take no memory before they are loaded.
+        std: standard deviation of the normal start; row 0 of every vocabulary, padding, starts at zero. None: tables
+            hold nothing yet, and take no memory before they are loaded.
         sparse: whether the gradients of tables name the rows looked up.
     """
 

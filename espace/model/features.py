@@ -35,7 +35,8 @@ class ExtraTable:
 class FeatureSpec:
     """The layout of the flat vector, known before any data is: what a tower is built from.
 
-    `sequences` gives the width of every history that `Features.sequence` offers, `targets` the field whose table it shares.
+    `sequences` gives the width of every history that `Features.sequence` offers, `targets` the field that shares its
+    table.
     """
 
     fields: tuple[Field, ...]
@@ -61,14 +62,15 @@ class FeatureSpec:
     def ask(self, width: int = 1, name: str | None = None) -> ExtraTable:
         """Ask the embedding for `width` more numbers for every id, such as first-order weights; for use in `__init__`.
 
-        `Features.extra` gives them. Towers that ask under one `name` share them; without a name they are the tower's own.
-        Raises EspaceError for two widths under one name.
+        `Features.extra` gives them. Towers that ask under one `name` share them; without a name they are the tower's
+        own. Raises EspaceError for two widths under one name.
         """
         table = ExtraTable(self.extra_width, width)
         found = self._asked.setdefault(name or object(), table)
         if found.width != width:
             raise EspaceError(
-                f"extra table '{name}': one tower asks for a width of {found.width}, another for {width}. Use two names."
+                f"extra table '{name}': one tower asks for a width of {found.width}, another for {width}."
+                " Use two names."
             )
         return found
 
@@ -125,10 +127,10 @@ class Features:
         return self._flat[:, self.spec.slices[name]]
 
     def extra(self, table: ExtraTable) -> Tensor:
-        """What a tower asked for: (batch, len(spec.categorical), table.width); of a bag or a history pooled as its field is.
+        """What a tower asked for: (batch, len(spec.categorical), table.width).
 
-        Another module's output has no ids: (batch, 0, table.width). Raises EspaceError for a table that was asked of another
-        spec.
+        Of a bag or a history it is pooled as its field is. Another module's output has no ids: (batch, 0,
+        table.width). Raises EspaceError for a table that was asked of another spec.
         """
         if not self.spec.categorical:
             return self._flat.new_zeros(len(self._flat), 0, table.width)

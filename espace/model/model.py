@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from espace.chain.chain import Chain
 from espace.chain.grammar import Transition
+from espace.chain.kinds import as_kind, of_stage, of_value
 from espace.chain.probability import Probabilities
 from espace.data.batch import Batch
 from espace.model.blocks import Gate
@@ -18,6 +19,22 @@ from espace.model.compiling import Compiled
 from espace.model.features import FeatureSpec
 
 TowerFactory = Callable[[FeatureSpec], nn.Module]
+
+
+@runtime_checkable
+class Wide(Protocol):
+    """A module that says how wide its vectors are, as a `Link` does."""
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """`{transition: width of its vector}`."""
+        ...
+
+
+class Asking(Protocol):
+    """A module that asks for something to be added to the loss."""
+
+    auxiliary_loss: Tensor
 
 
 class Model(nn.Module):
@@ -29,9 +46,11 @@ class Model(nn.Module):
         sharing: `sharing(features) -> {transition: features}`, with `specs` per transition.
         towers: `{transition: tower}`, with `out_features`.
         link: `link({transition: (batch, width)}) -> the same`, with `widths` per transition.
-        kinds: `{transition: stage kind}` of those that are not the sigmoid, or softmax, of their logits, and of every value.
+        kinds: `{transition: stage kind}` of those that are not the sigmoid, or softmax, of their logits, and of every
+            value.
         joint: stages whose head gives P(stage) over all impressions instead of P(stage given parent).
-        rates: `{transition: how often a sampler uses rows of each class}`; in eval mode probabilities are those without it.
+        rates: `{transition: how often a sampler uses rows of each class}`; in eval mode probabilities are those without
+            it.
 
     Attributes: `gates`, those of `sharing` that have something to weigh.
     """
@@ -42,7 +61,7 @@ class Model(nn.Module):
         embeddings: Mapping[str, nn.Module],
         sharing: nn.Module,
         towers: Mapping[str, nn.Module],
-        link: Any,
+        link: nn.Module,
         kinds: Mapping[str, nn.Module] | None = None,
         joint: Collection[str] = (),
         rates: Mapping[str, Sequence[float]] | None = None,
@@ -58,18 +77,17 @@ class Model(nn.Module):
         self.link = link
         parts = [m for module in (sharing, self.towers, link) for m in module.modules()]
         self.gates = [m for m in sharing.modules() if isinstance(m, Gate) and m.layer is not None]
-        self._auxiliary: list[Any] = [m for m in parts if hasattr(type(m), "auxiliary_loss")]
+        self._auxiliary = [m for m in parts if _asks(m)]
         self.kinds = nn.ModuleDict(kinds or {})
+        self._kinds = {name: as_kind(module) for name, module in self.kinds.items()}
         self._compiled: dict[str, Compiled] = {}
+        assert isinstance(link, Wide), "a link has widths"
         self.heads = nn.ModuleDict({t.name: nn.Linear(link.widths[t.name], self._logits(t)) for t in chain.heads})
 
     def _logits(self, transition: Transition) -> int:
         """How many numbers the head of a transition gives."""
-        kind = self._kind(transition.name)
+        kind = self._kinds.get(transition.name)
         return len(transition.outcomes) if kind is None else int(kind.logits)
-
-    def _kind(self, transition: str) -> Any:
-        return dict(self.kinds.items()).get(transition)
 
     def forward(self, batch: Batch) -> Probabilities:
         """Every probability of every row."""
@@ -82,8 +100,8 @@ class Model(nn.Module):
         with torch.autocast(
             next(iter(linked.values())).device.type, enabled=False
         ):  # a bfloat16 logit knows few numbers
-            logits = {name: _widened(head, linked[name]) for name, head in self.heads.items()}
-        p = Probabilities(self.chain, logits, dict(self.kinds.items()), self.joint)
+            logits = {name: _widened(self._head(name), linked[name]) for name in self.heads}
+        p = Probabilities(self.chain, logits, self._kinds, self.joint)
         return p.reweighted(self._correction) if self._correction and not self.training else p
 
     def auxiliary_loss(self) -> Tensor | None:
@@ -96,7 +114,7 @@ class Model(nn.Module):
         return torch.stack(found).sum()
 
     def compile_towers(self, tell: Callable[[str], None], backend: str = "inductor") -> None:
-        """Train with towers that torch compiles at the first batch. `tell` gets a line for each that it cannot compile."""
+        """Train with towers that torch compiles at the first batch. `tell` gets a line for each that it cannot."""
 
         def told(name: str) -> Callable[[str], None]:
             return lambda why: tell(f"compile: the tower of {name} is used as it is: {why}")
@@ -107,11 +125,11 @@ class Model(nn.Module):
     def pass_on(self, logits: Mapping[str, int]) -> None:
         """Let every head begin with a weight of 1 on the first `logits[transition]` numbers of its tower's vector.
 
-        They are logits already, such as the sum of a factorisation machine, which the paper adds to the others as it is.
+        They are logits already, such as the sum of a factorisation machine, which the paper adds to the others as it
+        is.
         """
         for name, count in logits.items():
-            head: Any = self.heads[name]
-            head.weight[:, :count] = 1.0
+            self._head(name).weight[:, :count] = 1.0
 
     @torch.no_grad()
     def start_at(
@@ -119,12 +137,13 @@ class Model(nn.Module):
     ) -> None:
         """Set every head's bias to the log-odds of its base rates, so that step 1 already predicts the mean.
 
-        outcomes: `{transition: rows of each class}`, the last being else or nothing, among the rows whose parent happened, or
-        among all where the head is joint; amounts: `{value: mean, variance and share of zeros}` where its parent happened.
+        outcomes: `{transition: rows of each class}`, the last being else or nothing, among the rows whose parent
+        happened, or among all where the head is joint; amounts: `{value: mean, variance and share of zeros}` where its
+        parent happened.
         """
         for name, counts in _after_sampling(self.chain, outcomes, self._rates).items():
             *named, nothing = counts
-            kind = self._kind(name)
+            kind = of_stage(self._kinds.get(name))
             if kind is None:
                 logits = [math.log((n + 1) / (nothing + 1)) for n in named]
             else:
@@ -132,11 +151,15 @@ class Model(nn.Module):
             self._start_head(name, logits)
         for amount, moments in (amounts or {}).items():
             name = self.chain.value(amount).name
-            self._start_head(name, self._kind(name).start(*moments))
+            self._start_head(name, of_value(self._kinds.get(name)).start(*moments))
 
-    def _start_head(self, name: str, logits: list[float]) -> None:
-        head: Any = self.heads[name]
-        head.bias.copy_(torch.tensor(logits))
+    def _start_head(self, name: str, logits: Sequence[float]) -> None:
+        self._head(name).bias.copy_(torch.tensor(logits))
+
+    def _head(self, name: str) -> nn.Linear:
+        head = self.heads[name]
+        assert isinstance(head, nn.Linear), "as built"
+        return head
 
 
 def _after_sampling(
@@ -151,6 +174,10 @@ def _after_sampling(
     return found
 
 
-def _widened(head: Any, vector: Tensor) -> Tensor:
+def _asks(module: nn.Module) -> TypeGuard[Asking]:
+    return hasattr(type(module), "auxiliary_loss")
+
+
+def _widened(head: nn.Linear, vector: Tensor) -> Tensor:
     logits: Tensor = head(vector.to(head.weight.dtype))
     return logits

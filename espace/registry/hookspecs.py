@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pluggy
 from typing_extensions import TypeVar
@@ -29,7 +29,7 @@ hookspec = pluggy.HookspecMarker("espace")
 hookimpl = pluggy.HookimplMarker("espace")
 
 
-Part_contra = TypeVar("Part_contra", contravariant=True, default=Any)
+Part_contra = TypeVar("Part_contra", contravariant=True, default=object)
 
 
 class Register(Protocol[Part_contra]):
@@ -54,7 +54,7 @@ def register_sharing(register: Register[Sharing]) -> None:
 
 @hookspec
 def register_links(register: Register[Link]) -> None:
-    """Add links, built as `factory(chain, widths, *, options)`: a vector per transition in, a vector per transition out."""
+    """Add links, built as `factory(chain, widths, *, options)`: a vector per transition in, another out."""
 
 
 @hookspec
@@ -74,12 +74,12 @@ def register_weightings(register: Register[Weighting]) -> None:
 
 @hookspec
 def register_stages(register: Register[StageKind | ValueKind]) -> None:
-    """Add stage kinds, built as `factory(*, options)`, which say how the outcome of a stage is distributed given its parent."""
+    """Add stage kinds, built as `factory(*, options)`: how the outcome of a stage is distributed given its parent."""
 
 
 @hookspec
 def register_pieces(register: Register[ChainPiece]) -> None:
-    """Add pieces of chain, built as `factory(*, options)`, which bring stages with their labels and kinds to a chain."""
+    """Add pieces of chain, built as `factory(*, options)`: they bring stages with their labels and kinds to a chain."""
 
 
 @hookspec

@@ -1,7 +1,7 @@
 """A folder to begin a plugin with: it installs, passes its tests and trains as it is.
 
-Each folder of `scaffold/` is a kind of part. Its files end in `.txt`; NAME in their paths, and $name, $classname and $version in
-their text, are filled in.
+Each folder of `scaffold/` is a kind of part. Its files end in `.txt`; NAME in their paths, and $name, $classname and
+$version in their text, are filled in.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SCAFFOLD = Path(__file__).parent / "scaffold"
 def create(kind: str, name: str, folder: Path | None = None) -> str:
     """Write a folder, by default ./espace-NAME, with a part of that kind. Returns what to type next.
 
-    Raises EspaceError for an unknown kind, for a name that cannot be one or is taken, and for a folder that is not empty or
-    cannot be written.
+    Raises EspaceError for an unknown kind, for a name that cannot be one or is taken, and for a folder that is not
+    empty or cannot be written.
     """
     _check_kind(kind)
     _check_name(kind, name)
@@ -60,7 +60,8 @@ def _check_name(kind: str, name: str) -> None:
         better = re.sub(r"[^a-z0-9]+", "_", spaced).strip("_")
         better = better if _is_name(better) else f"{kind}_{better}".strip("_")
         raise EspaceError(
-            f"new: '{name}' cannot be the name of a {kind} in YAML, a module in Python and a package at once. Write {better}."
+            f"new: '{name}' cannot be the name of a {kind} in YAML, a module in Python and a package at once."
+            f" Write {better}."
         )
     for entry in load().entries(kinds()[kind]):
         if entry.name == name:
@@ -70,7 +71,7 @@ def _check_name(kind: str, name: str) -> None:
 
 
 def _is_name(name: str) -> bool:
-    """Lower-case letters, digits and _ between them; no keyword, and no `on` or `null`, which YAML takes for something else."""
+    """Lower-case letters, digits and _ between them; no keyword, and no `on` or `null`, which YAML reads otherwise."""
     shape = re.fullmatch(r"[a-z]([a-z0-9_]*[a-z0-9])?", name)
     return bool(shape) and not {name, _classname(name)} & {*keyword.kwlist} and yaml.safe_load(name) == name
 

@@ -231,7 +231,7 @@ def collect(obtain: Callable[[], object], name: str, package: str) -> list[Entry
     return entries
 
 
-def _register(entries: list[Entry], package: str, kind: str, name: str, factory: Callable[..., Any]) -> None:
+def _register(entries: list[Entry], package: str, kind: str, name: str, factory: Callable[..., object]) -> None:
     if not isinstance(name, str) or not callable(factory):
         raise PluginError(
             f"register_{kind} was given {name!r} and {factory!r}. Give it a name and what builds the part."

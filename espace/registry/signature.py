@@ -9,7 +9,6 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from espace.errors import PluginError
 
@@ -19,12 +18,12 @@ class Option:
     """One option. `annotation` is resolved, with its constraints; `default` means nothing where one is `required`."""
 
     name: str
-    annotation: Any
-    default: Any
+    annotation: object
+    default: object
     required: bool
 
 
-def options_of(factory: Callable[..., Any], what: str) -> list[Option]:
+def options_of(factory: Callable[..., object], what: str) -> list[Option]:
     """The options of a factory; `what` names it in errors.
 
     Raises PluginError, with the file and line, for an option without a type, or with one that cannot be resolved.
@@ -41,13 +40,13 @@ def options_of(factory: Callable[..., Any], what: str) -> list[Option]:
     ]
 
 
-def given_of(factory: Callable[..., Any]) -> list[str]:
+def given_of(factory: Callable[..., object]) -> list[str]:
     """The names of the positional parameters, which come from espace and cannot be written in the YAML."""
     parameters = inspect.signature(factory).parameters.values()
     return [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
 
 
-def accepts(factory: Callable[..., Any], count: int) -> bool:
+def accepts(factory: Callable[..., object], count: int) -> bool:
     """Whether so many positional arguments can be given."""
     try:
         inspect.signature(factory).bind_partial(*range(count))
@@ -56,22 +55,22 @@ def accepts(factory: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def place_of(factory: Callable[..., Any]) -> str:
+def place_of(factory: Callable[..., object]) -> str:
     """`file.py:12: `, or nothing where the place is not known."""
     code = getattr(_function_of(factory), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}: " if code else ""
 
 
-def _function_of(factory: Callable[..., Any]) -> Callable[..., Any]:
+def _function_of(factory: Callable[..., object]) -> Callable[..., object]:
     """The function that takes the options."""
     if isinstance(factory, functools.partial):
         return _function_of(factory.func)
-    function: Any = factory if inspect.isroutine(factory) else type(factory).__call__
-    unwrapped: Callable[..., Any] = inspect.unwrap(factory.__init__ if inspect.isclass(factory) else function)
+    function = factory if inspect.isroutine(factory) else type(factory).__call__
+    unwrapped: Callable[..., object] = inspect.unwrap(factory.__init__ if inspect.isclass(factory) else function)
     return unwrapped
 
 
-def _resolve(parameter: inspect.Parameter, function: Callable[..., Any], what: str) -> Any:
+def _resolve(parameter: inspect.Parameter, function: Callable[..., object], what: str) -> object:
     name = parameter.name
     if parameter.annotation is inspect.Parameter.empty:
         raise PluginError(
@@ -87,7 +86,7 @@ def _resolve(parameter: inspect.Parameter, function: Callable[..., Any], what: s
         ) from error
 
 
-def _default(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Any:
+def _default(parameter: inspect.Parameter, factory: Callable[..., object]) -> object:
     """The default; that of a dataclass field may come from a factory of its own."""
     fields = dataclasses.fields(factory) if dataclasses.is_dataclass(factory) else ()
     made = next((f.default_factory for f in fields if f.name == parameter.name), dataclasses.MISSING)

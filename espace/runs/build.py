@@ -15,9 +15,11 @@ from espace.chain.grammar import Transition, Value
 from espace.chain.scores import Score, parse, predictions
 from espace.chain.spaces import Space, spaces
 from espace.config import Component, Config
-from espace.contracts import Sampler, ScoredSampler
+from espace.contracts import Link, Objective, Sampler, ScoredSampler, Sharing, StageKind, Tower, ValueKind
 from espace.data.encoding.columns import FEATURE_TYPES, Feature, Sequence, is_categorical
-from espace.data.encoding.encode import Encoder, Layout
+from espace.data.encoding.encode import Encoder, Layout, NumberStats
+from espace.data.encoding.table import Extra
+from espace.data.encoding.vocabulary import Vocabulary
 from espace.errors import ConfigError, EspaceError
 from espace.model.embedding import Embedding
 from espace.model.features import FeatureSpec
@@ -25,7 +27,7 @@ from espace.model.model import Model
 from espace.registry.registry import Registry
 
 
-def make(registry: Registry, kind: str, component: Component, *given: Any, where: str) -> Any:
+def make(registry: Registry, kind: str, component: Component, *given: object, where: str) -> Any:
     """Call the registered factory with what espace gives and the options of the YAML.
 
     Raises ConfigError when the factory refuses an option's value.
@@ -65,7 +67,7 @@ def tower_of(config: Config, chain: Chain, transition: str) -> Component:
 
 
 def build_model(config: Config, registry: Registry, layout: Layout, drawn: bool = True) -> Model:
-    """The model with freshly drawn parameters, from torch's random state; unless `drawn`, its tables hold nothing yet."""
+    """The model with freshly drawn parameters, from torch's random state; unless `drawn`, its tables are empty."""
     chain, features = chain_of(config), features_of(config)
     names = [t.name for t in chain.heads]
     sparse = config.optimizer.tables != "dense"
@@ -74,8 +76,8 @@ def build_model(config: Config, registry: Registry, layout: Layout, drawn: bool 
     embeddings = {"shared": embed()} if config.embedding.shared else {name: embed() for name in names}
     if not config.embedding.shared and config.sharing.type != "separate":
         raise ConfigError(
-            f"sharing: {config.sharing.type} shares modules between transitions, but embedding.shared is false, so they have no"
-            " common input. Set embedding.shared: true, or sharing: separate."
+            f"sharing: {config.sharing.type} shares modules between transitions, but embedding.shared is false, so they"
+            " have no common input. Set embedding.shared: true, or sharing: separate."
         )
     features_at = {n: embeddings["shared" if config.embedding.shared else n].spec for n in names}
     sharing = _sharing(config, registry, features_at[names[0]], names)
@@ -84,12 +86,21 @@ def build_model(config: Config, registry: Registry, layout: Layout, drawn: bool 
     for embedding in embeddings.values():
         embedding.widen()
     widths = {name: tower.out_features for name, tower in towers.items()}
-    link = make(registry, "links", config.link, chain, widths, where="link")
+    link: Link = make(registry, "links", config.link, chain, widths, where="link")
     rates = rates_of(build_sampler(config, registry))
-    model = Model(chain, embeddings, sharing, towers, link, _kinds(config, registry, chain), joint_of(config), rates)
+    stages, values = _kinds(config, registry, chain)
+    kinds = {name: _module(kind) for name, kind in (*stages.items(), *values.items())}
+    trained = (_module(sharing), {name: _module(tower) for name, tower in towers.items()}, _module(link))
+    model = Model(chain, embeddings, *trained, kinds, joint_of(config), rates)
     if config.link.type == "none":
         model.pass_on({t.name: getattr(towers[t.name], "logits", 0) for t in chain.transitions})
     return model
+
+
+def _module(part: object) -> nn.Module:
+    """A part as what torch trains: it has no type that says contract and module at once."""
+    assert isinstance(part, nn.Module), f"a part that is trained is an nn.Module, not a {type(part).__name__}"
+    return part
 
 
 def kind_of(config: Config, transition: Transition) -> Component | None:
@@ -103,8 +114,10 @@ def joint_of(config: Config) -> frozenset[str]:
     return frozenset(name for name, stage in config.stages.items() if stage.head == "joint")
 
 
-def _kinds(config: Config, registry: Registry, chain: Chain) -> dict[str, Any]:
-    found = {}
+def _kinds(config: Config, registry: Registry, chain: Chain) -> tuple[dict[str, StageKind], dict[str, ValueKind]]:
+    """By transition: those of stages that are not the default, and those of values."""
+    stages: dict[str, StageKind] = {}
+    values: dict[str, ValueKind] = {}
     for t in chain.heads:
         where, component = f"stages.{t.outcomes[0]}.kind", kind_of(config, t)
         kind = make(registry, "stages", component, where=where) if component else None
@@ -115,30 +128,35 @@ def _kinds(config: Config, registry: Registry, chain: Chain) -> dict[str, Any]:
             told = f"'{component.type if component else 'binary'}' is not the distribution of"
             what = "an amount, which a value is" if isinstance(t, Value) else "what happens or not, which a stage is"
             raise ConfigError(f"{where}: {told} {what}. Known: {', '.join(sorted(known))}.")
-        if kind is not None:
-            found[t.name] = kind
-    return found
+        if kind is None:
+            continue
+        if isinstance(t, Value):
+            values[t.name] = kind
+        else:
+            stages[t.name] = kind
+    return stages, values
 
 
 def limits_of(config: Config, registry: Registry) -> dict[str, tuple[float, float]]:
     """`{value: the least and the largest amount that its distribution has}`."""
     chain = chain_of(config)
-    kinds = _kinds(config, registry, chain)
+    _, kinds = _kinds(config, registry, chain)
     return {v.amount: kinds[v.name].limits for v in chain.values}
 
 
-def _sharing(config: Config, registry: Registry, features: FeatureSpec, transitions: list[str]) -> Any:
+def _sharing(config: Config, registry: Registry, features: FeatureSpec, transitions: list[str]) -> Sharing:
     component = config.sharing
-    given: list[Any] = [features, transitions]
+    given: list[object] = [features, transitions]
     if component.expert is not None:
         given.append(partial(_tower, registry, component.expert, "sharing.expert", features))
-    return make(registry, "sharing", component, *given, where="sharing")
+    sharing: Sharing = make(registry, "sharing", component, *given, where="sharing")
+    return sharing
 
 
-def _tower(registry: Registry, component: Component, where: str, features: FeatureSpec, seen: FeatureSpec) -> Any:
+def _tower(registry: Registry, component: Component, where: str, features: FeatureSpec, seen: FeatureSpec) -> Tower:
     """A tower or an expert that sees the features or, where `seen` is another layout, what experts give."""
     try:
-        tower = make(registry, "towers", component, seen, where=where)
+        tower: Tower = make(registry, "towers", component, seen, where=where)
     except (EspaceError, LookupError) as error:
         if seen is features:
             raise
@@ -160,32 +178,32 @@ def _why_not_behind(tower: str, where: str, error: Exception) -> str:
     return f"{what} ({reason.partition('. ')[0].rstrip('.')}). {mend}"
 
 
-def build_objective(config: Config, registry: Registry) -> Any:
+def build_objective(config: Config, registry: Registry) -> Objective:
     """The objective: callable, with `terms`.
 
     Raises ConfigError when it judges a ratio of two heads, and when it has no term for a value.
     """
     chain, joint = chain_of(config), joint_of(config)
-    objective = make(registry, "objectives", config.objective, chain, where="objective")
+    objective: Objective = make(registry, "objectives", config.objective, chain, where="objective")
     judged = {stage for term in objective.terms.values() for stage in term.stages}
     if left := [v.amount for v in chain.values if v.amount not in judged]:
         raise ConfigError(
-            f"objective: {config.objective.type} has no term for the value '{left[0]}', so that its tower would learn nothing."
-            " Choose another objective, or let its author add espace.ValueTerms."
+            f"objective: {config.objective.type} has no term for the value '{left[0]}', so that its tower"
+            " would learn nothing. Choose another objective, or let its author add espace.ValueTerms."
         )
     for name, term in objective.terms.items():
         start, stages = term.given or chain.root, [s for s in term.stages if s in chain.stages]
         ratios = [s for s in stages if start != chain.root and chain.between(joint, s, start)]
         if ratios:
             raise ConfigError(
-                f"objective: the term '{name}' of {config.objective.type} is a likelihood of P({ratios[0]} given {term.given}),"
-                f" which is no probability: with stages.{ratios[0]}.head: joint it is a ratio that may exceed 1. Set objective:"
-                " entire_space, or head: conditional."
+                f"objective: the term '{name}' of {config.objective.type} is a likelihood of P({ratios[0]}"
+                f" given {term.given}), which is no probability: with stages.{ratios[0]}.head: joint it is a ratio that"
+                " may exceed 1. Set objective: entire_space, or head: conditional."
             )
     return objective
 
 
-def term_weights(config: Config, objective: Any) -> dict[str, float]:
+def term_weights(config: Config, objective: Objective) -> dict[str, float]:
     """{term: weight} from `stages`. Raises ConfigError when the outcomes of one term have different weights."""
     found = {}
     for name, term in objective.terms.items():
@@ -199,11 +217,9 @@ def term_weights(config: Config, objective: Any) -> dict[str, float]:
     return found
 
 
-def build_weighting(config: Config, registry: Registry, objective: Any) -> nn.Module:
+def build_weighting(config: Config, registry: Registry, objective: Objective) -> nn.Module:
     """The module that makes one loss of the terms."""
-    module = make(registry, "weightings", config.weighting, term_weights(config, objective), where="weighting")
-    assert isinstance(module, nn.Module)
-    return module
+    return _module(make(registry, "weightings", config.weighting, term_weights(config, objective), where="weighting"))
 
 
 def build_sampler(config: Config, registry: Registry) -> Sampler | ScoredSampler | None:
@@ -217,8 +233,9 @@ def build_sampler(config: Config, registry: Registry) -> Sampler | ScoredSampler
     objectives = getattr(sampler, "objectives", (config.objective.type,))
     if config.objective.type not in objectives:
         raise ConfigError(
-            f"sampler: {config.sampler.type} samples the rows of one conditional only, but {config.objective.type} judges"
-            f" marginals too, so that the product would no longer be the marginal. Set objective: {' or '.join(objectives)}."
+            f"sampler: {config.sampler.type} samples the rows of one conditional only, but"
+            f" {config.objective.type} judges marginals too, so that the product would no longer be the marginal. Set"
+            f" objective: {' or '.join(objectives)}."
         )
     if rates_of(sampler) and joint_of(config):
         raise ConfigError(
@@ -229,8 +246,11 @@ def build_sampler(config: Config, registry: Registry) -> Sampler | ScoredSampler
 
 
 def rates_of(sampler: Sampler | ScoredSampler | None) -> dict[str, list[float]]:
-    """`{transition: how often rows are used that take each of its classes}`, where the sampler says so: the weights of a row
-    add up to its own weight times the product along its path, on average, up to a factor that all rows have in common."""
+    """`{transition: how often rows are used that take each of its classes}`, where the sampler says so.
+
+    The weights of a row add up to its own weight times the product along its path, on average, up to a factor that all
+    rows have in common.
+    """
     found: dict[str, list[float]] = getattr(sampler, "rates", dict)()
     return found
 
@@ -260,8 +280,8 @@ def spaces_of(config: Config) -> dict[str, Space]:
 
 def build_encoder(
     config: Config,
-    tables: Mapping[str, Any],
-    numbers: Mapping[str, Any],
+    tables: Mapping[str, Vocabulary | int],
+    numbers: Mapping[str, NumberStats],
     limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Encoder:
     """The encoder, from what was learnt of the data; `limits` of values, where labels will be encoded."""
@@ -282,21 +302,23 @@ def build_encoder(
 def rows_at_once(config: Config) -> int:
     """Rows to judge or predict in one go: so few that what towers hold of them stays in a processor's cache.
 
-    Each event of a history is as much work as a row. 16,384 rows with histories of 50 took 5 times as long as 8 times 2,048.
+    Each event of a history is as much work as a row. 16,384 rows with histories of 50 took 5 times as long as 8 times
+    2,048.
     """
     return 2_048 if any(isinstance(f, Sequence) for f in features_of(config)) else 4_096
 
 
-def extras_of(config: Config) -> dict[str, Any]:
+def extras_of(config: Config) -> dict[str, Extra]:
     """Columns that metrics want besides the labels: potential outcomes, and what the options `by` and `column` name."""
     read = [metric.reads for metric in config.metrics.values()]
     keys, truths = ([columns[option] for columns in read if option in columns] for option in ("by", "column"))
-    potential = dict.fromkeys(config.data.potential.values(), "value")
-    return {**dict.fromkeys(keys, "key"), **potential, **dict.fromkeys(truths, "probability")}
+    found: dict[str, Extra] = dict.fromkeys(keys, "key")
+    found |= dict.fromkeys(config.data.potential.values(), "value")
+    return found | dict.fromkeys(truths, "probability")
 
 
 def layout_without_data(config: Config) -> Layout:
-    """A layout with empty vocabularies (hashed features have their real size): enough to count everything but the tables."""
+    """A layout with empty vocabularies, but hashed features of their real size: enough to count all but the tables."""
     features = features_of(config)
     tables = {f.name: getattr(f, "buckets", None) or 0 for f in features if is_categorical(f)}
     sizes = {n: t if isinstance(t, int) else len(t) + 1 for n, t in tables.items()}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from espace.chain.probability import Probabilities
 from espace.config import Config
+from espace.contracts import Objective
 from espace.data.auditing.scan import scan_other
 from espace.data.batch import Batch
 from espace.data.reading.split import Part
@@ -34,6 +35,29 @@ from espace.training.judging import Judge, TermMeans
 See = Callable[[Probabilities, Batch], object]
 
 
+class Predictor(Protocol):
+    """What is judged: a `Run`, or what stands in its place."""
+
+    @property
+    def registry(self) -> Registry:
+        """The parts that its configuration names."""
+        ...
+
+    @property
+    def model(self) -> nn.Module:
+        """What is moved to the device."""
+        ...
+
+    @property
+    def weighting(self) -> nn.Module:
+        """What makes one loss of the terms."""
+        ...
+
+    def forward(self, batch: Batch) -> Probabilities:
+        """Every probability of a batch."""
+        ...
+
+
 @dataclass
 class Evaluated:
     """Metrics by name without a prefix, and the calibration curve of each space."""
@@ -43,7 +67,7 @@ class Evaluated:
 
 
 def evaluate(
-    config: Config, run: Run, stream: Stream, device: str | torch.device = "cpu", see: See | None = None
+    config: Config, run: Predictor, stream: Stream, device: str | torch.device = "cpu", see: See | None = None
 ) -> Evaluated:
     """Judge a run on a stream, by the metrics of `config`; `see` is shown every batch with its probabilities.
 
@@ -61,7 +85,7 @@ def evaluate(
     return Evaluated(judge.compute(), judge.curves())
 
 
-def build_judge(config: Config, registry: Registry, objective: Any, weighting: nn.Module) -> Judge:
+def build_judge(config: Config, registry: Registry, objective: Objective, weighting: nn.Module) -> Judge:
     """All metrics of all spaces. `weighting` stays the module of whoever trains it."""
     terms = TermMeans(list(objective.terms), weighting.forward)
     return Judge(chain_of(config), spaces_of(config), build_metrics(config, registry), terms)

@@ -62,8 +62,8 @@ class Experiment:
 
         run_dir: the folder, new or empty; by default runs/<name>/<time>. resume: a run folder to go on with.
         Returns the trained run; None on the other ranks of a distributed run. Raises EspaceError and its family, and
-        SystemExit (130, 143) when a signal stopped it. Torch's random numbers on the CPU go on afterwards as if nothing had
-        been drawn; those of accelerators are seeded anew at every step.
+        SystemExit (130, 143) when a signal stopped it. Torch's random numbers on the CPU go on afterwards as if nothing
+        had been drawn; those of accelerators are seeded anew at every step.
         """
         from espace.runs.fitting import Fitting, check_length  # here, since Lightning is slow to import
 

@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 Curves = Mapping[str, Mapping[str, Mapping[str, list[float]]]]
 Points = Sequence[tuple[float, float]]  # mean and half the width of its interval
@@ -25,10 +26,20 @@ def _read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return found
 
 
+def _pyplot() -> ModuleType:
+    """matplotlib's, which is slow to import, without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    module: ModuleType = pyplot
+    return module
+
+
 def draw_learning(metrics: Path, target: Path) -> None:
     """Losses and AUCs over the steps."""
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     found = _read_metrics(metrics)
     height = max(4.0, 0.2 * sum(name.endswith("/auc") for name in found))  # of a legend with a line for each
     figure, (losses, aucs) = plt.subplots(1, 2, figsize=(11, height), constrained_layout=True)
@@ -47,8 +58,7 @@ def draw_learning(metrics: Path, target: Path) -> None:
 
 def draw_gates(metrics: Path, target: Path) -> None:
     """The mean weight of every expert over the steps, a plot for each gate."""
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     gates: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
     for name, line in _read_metrics(metrics).items():
         if name.startswith("train/gate/"):
@@ -74,8 +84,7 @@ def draw_gates(metrics: Path, target: Path) -> None:
 
 def draw_calibration(spaces: Mapping[str, Mapping[str, list[float]]], target: Path) -> None:
     """Observed over predicted in bins, a plot for each space."""
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     width = min(len(spaces), 3)
     height = -(-len(spaces) // width) if width else 1
     figure, axes = plt.subplots(
@@ -97,8 +106,7 @@ def draw_calibration(spaces: Mapping[str, Mapping[str, list[float]]], target: Pa
 
 def draw_shares(metric: str, shares: Sequence[float], lines: Mapping[str, Points], target: Path) -> None:
     """A line for each variant; with one share a point for each."""
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4.4), constrained_layout=True)
     for number, (name, points) in enumerate(lines.items()):
         means, halves = zip(*points, strict=True)
@@ -122,8 +130,7 @@ def draw_conditions(
     target: Path,
 ) -> None:
     """A dot and a bar for each variant below each other, condition by condition from the top."""
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     variants = max(len(of_share) for of_share in intervals.values())
     size = (5.6 * len(intervals), 1.4 + len(conditions) * (0.3 + 0.18 * variants))
     figure, axes = plt.subplots(1, len(intervals), figsize=size, squeeze=False, sharey=True, constrained_layout=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -44,6 +44,18 @@ from espace.training.precision import default_precision
 from espace.training.trainer import lightning_quiet, make_trainer
 
 
+class _Trainer(Protocol):
+    """What is used here of Lightning's trainer."""
+
+    @property
+    def is_global_zero(self) -> bool: ...
+
+    @property
+    def global_step(self) -> int: ...
+
+    def fit(self, model: Training, *, datamodule: DataModule, ckpt_path: Path | None) -> None: ...
+
+
 class Fitting:
     """One training run: builds the modules, runs Lightning's trainer, writes what the run leaves behind."""
 
@@ -63,7 +75,7 @@ class Fitting:
     def run(self, resume: bool) -> bool:
         """Train. True on the rank that has to finish the run."""
         config, monitored = self.config, "validation" in self.prepared.parts
-        start = self._start() if resume else {}
+        resumed_at = self._resumed_at() if resume else None
         mode, folder = configuration.monitor_mode(config), self.folder / "checkpoints"
         checkpoints = Checkpoints(folder, config.monitor, mode, config.checkpoint_every, config.patience)
         interrupts = Interrupts(checkpoints)
@@ -74,7 +86,7 @@ class Fitting:
         ]  # a place is saved when all else has seen the step
         with lightning_quiet():
             options = _trainer_options(config, monitored, len(self.prepared.plan(config)))
-            trainer = make_trainer(options, callbacks, self.folder, start.get("global_step"))
+            trainer = make_trainer(options, callbacks, self.folder, resumed_at)
         self.gpu = gpu_of(trainer)
         if trainer.is_global_zero and not resume:
             write_start(self.folder, config, self.prepared.encoder)
@@ -85,7 +97,7 @@ class Fitting:
             self._fit(trainer, monitored, folder / "last.ckpt" if resume else None)
         return bool(trainer.is_global_zero)
 
-    def _fit(self, trainer: Any, monitored: bool, start: Path | None) -> None:
+    def _fit(self, trainer: _Trainer, monitored: bool, start: Path | None) -> None:
         """Let Lightning train. When all ranks stop together, the first one tells why and has the exit code."""
         try:
             trainer.fit(self._module(), datamodule=self._data(monitored), ckpt_path=start)
@@ -97,7 +109,7 @@ class Fitting:
             self.report.stopped(self.folder, trainer.global_step)
             raise SystemExit(stop.exit_code) from None
 
-    def _module(self) -> Any:
+    def _module(self) -> Training:
         weighting = build_weighting(self.config, self.registry, self.objective)
         return Training(
             self.model,
@@ -113,7 +125,7 @@ class Fitting:
     def _identity(self) -> str:
         return self.prepared.parts["train"].identity
 
-    def _data(self, monitored: bool) -> Any:
+    def _data(self, monitored: bool) -> DataModule:
         data = self.config.data
         plan = self.prepared.plan(self.config)
         sampler = build_sampler(self.config, self.registry)
@@ -122,12 +134,16 @@ class Fitting:
         train = replace(train, sampling=sampler, scoring=self.prepared.scoring)
         return DataModule(train, self.prepared.stream(self.config, "validation") if monitored else None)
 
-    def _start(self) -> dict[str, Any]:
-        """The checkpoint from which the run goes on. Raises RunError when it is damaged, or the data is not the same."""
+    def _resumed_at(self) -> int | None:
+        """The step from which the run goes on.
+
+        Raises RunError when its checkpoint is damaged, or the data is not the same.
+        """
         content = read_checkpoint(self.folder / "checkpoints" / "last.ckpt")
         if content["espace"]["data"] != self._identity():
             raise RunError(f"{self.folder}: the training data is not what it was when the run began. Start a new run.")
-        return content
+        step: int | None = content.get("global_step")
+        return step
 
     def finish(self) -> Run:
         """Evaluate the best weights where the run trained, write results and pictures, print the tables."""
@@ -151,7 +167,7 @@ class Fitting:
         return run
 
 
-def _trainer_options(config: Config, monitored: bool, batches: int) -> dict[str, Any]:
+def _trainer_options(config: Config, monitored: bool, batches: int) -> dict[str, object]:
     """The user's options over espace's defaults: one epoch unless steps or time are given, four validations in each of
     `batches`."""
     options = {"precision": default_precision(config.trainer.get("accelerator", "auto")), **config.trainer}
@@ -187,8 +203,8 @@ def check_length(config: Config, prepared: Prepared) -> None:
     ]
     if type(interval) is int and interval > batches and not over_epochs:
         problems.append(
-            f"trainer.val_check_interval: {interval:,} is more than the {batches:,} batches of an epoch. Set it lower, or"
-            " check_val_every_n_epoch: null to count over epochs."
+            f"trainer.val_check_interval: {interval:,} is more than the {batches:,} batches of an epoch. Set it lower,"
+            " or check_val_every_n_epoch: null to count over epochs."
         )
     if problems:
         raise ConfigError(problems)

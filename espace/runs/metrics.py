@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torchmetrics import Metric
 
 from espace.chain.scored import Scored, ScoredValue
 from espace.config import Component, Config
+from espace.data.encoding.table import Extra
 from espace.errors import ConfigError
 from espace.registry.registry import Registry
 from espace.runs.build import build_objective, chain_of, extras_of, make, spaces_of
 
 
 def build_metrics(config: Config, registry: Registry) -> dict[str, dict[str, Metric]]:
-    """`{what is judged: {name: metric}}`, each to be copied: all metrics of its kind, those with `of` where they name it.
+    """`{what is judged: {name: metric}}`, each to be copied.
+
+    They are all metrics of its kind, those with `of` where they name it.
 
     Raises ConfigError when `of` names what a metric cannot judge, and when two metrics of one thing compute one name.
     """
@@ -78,7 +80,7 @@ def _values_of(metric: Metric, nothing: Scored | ScoredValue) -> list[str]:
     return list(copy.compute())
 
 
-def _nothing_scored(extras: Mapping[str, Any]) -> dict[bool, Scored | ScoredValue]:
+def _nothing_scored(extras: Mapping[str, Extra]) -> dict[bool, Scored | ScoredValue]:
     """What metrics of probabilities (False) and of values (True) judge, without a row."""
     none = torch.empty(0)
     keys = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from espace.chain.scores import predictions
 from espace.config import Config
@@ -82,7 +81,10 @@ def prepare(config: Config, registry: Registry, report: Report) -> Prepared:
 
 
 def _scorer(config: Config, registry: Registry) -> tuple[Run, str] | None:
-    """The run, and its stage, by whose probability the sampler goes. Raises RunError or ConfigError when there is none."""
+    """The run, and its stage, by whose probability the sampler goes.
+
+    Raises RunError or ConfigError when there is none.
+    """
     scored_by: tuple[str, str] | None = getattr(build_sampler(config, registry), "scored_by", None)
     if scored_by is None:
         return None
@@ -97,8 +99,8 @@ def _scoring(run: Run, stage: str, encoder: Encoder) -> Scoring:
     """P(stage) of rows as `encoder` makes them. Raises ConfigError when those that the run reads are others."""
     if run.encoder.inputs != encoder.inputs:
         raise ConfigError(
-            f"sampler: {run.folder or 'the run'} reads other features than this experiment, or learnt them from other rows, so"
-            " it cannot score its batches. Train it with the same features and the same data.train."
+            f"sampler: {run.folder or 'the run'} reads other features than this experiment, or learnt them from"
+            " other rows, so it cannot score its batches. Train it with the same features and the same data.train."
         )
     return lambda batch: run.forward(batch).prob(stage).double().numpy()
 
@@ -160,7 +162,7 @@ def open_parts(config: Config, registry: Registry, names: Sequence[str] = PARTS)
     return parts
 
 
-def open_reader(config: Config, registry: Registry, source: Any, split: str) -> Reader:
+def open_reader(config: Config, registry: Registry, source: object, split: str) -> Reader:
     """A reader of the kind that the YAML names."""
     reader: Reader = registry.get("readers", config.data.type).factory(source, split, **config.data.options)
     return reader

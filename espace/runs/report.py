@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from espace.config import Config
+from espace.contracts import Objective
 from espace.data.auditing.scan import Scan
 from espace.model.model import Model
 from espace.runs.figures import (
@@ -26,6 +27,9 @@ from espace.runs.figures import (
 )
 from espace.runs.tables import OF_TRUTH, results_table, stages_table, suspicious, terms_table, truths_of, truths_table
 
+if TYPE_CHECKING:
+    from espace.training.narrator import Narrator
+
 _PLAIN_WIDTH = 180  # of output that goes to a file or a pipe
 
 
@@ -37,7 +41,7 @@ class Report:
         width = None if sys.stdout.isatty() else _PLAIN_WIDTH
         self.console = Console(quiet=quiet, width=width, markup=False, highlight=False)
         self._reading: Progress | None = None
-        self._bars: dict[str, Any] = {}
+        self._bars: dict[str, TaskID] = {}
 
     def warn(self, text: str) -> None:
         """A line that asks for attention."""
@@ -74,7 +78,7 @@ class Report:
             self._reading.stop()
         self._reading, self._bars = None, {}
 
-    def audit(self, config: Config, objective: Any, scans: Mapping[str, Scan]) -> None:
+    def audit(self, config: Config, objective: Objective, scans: Mapping[str, Scan]) -> None:
         """Rates of every stage, violations, unknown labels, and which rows feed which loss term."""
         self.done_reading()
         self.console.print(stages_table(config, scans))
@@ -89,7 +93,7 @@ class Report:
         )
         self._tell((config.name or "model", "bold"), what, (str(folder), "bold"))
 
-    def narrator(self) -> Any:
+    def narrator(self) -> Narrator:
         """A Lightning callback that tells how training goes: a bar on a terminal, a line per validation elsewhere."""
         from espace.training.narrator import Narrator
 
@@ -110,9 +114,6 @@ class Report:
 
     def figures(self, folder: Path, curves: Curves) -> None:
         """Learning curves, what the gates use if there are any, and calibration of every probability."""
-        import matplotlib
-
-        matplotlib.use("Agg")
         (folder / "figures").mkdir(exist_ok=True)
         draw_learning(folder / "metrics.csv", folder / "figures" / "learning_curves.png")
         draw_gates(folder / "metrics.csv", folder / "figures" / "gates.png")
@@ -121,9 +122,6 @@ class Report:
 
     def shares(self, target: Path, metric: str, shares: Sequence[float], lines: Mapping[str, Points]) -> None:
         """A metric of several variants over the shares of the training rows, with intervals."""
-        import matplotlib
-
-        matplotlib.use("Agg")
         target.parent.mkdir(parents=True, exist_ok=True)
         draw_shares(metric, shares, lines, target)
 
@@ -138,9 +136,6 @@ class Report:
 
         intervals: `{share: {variant: one for each condition, None where there is none}}`.
         """
-        import matplotlib
-
-        matplotlib.use("Agg")
         target.parent.mkdir(parents=True, exist_ok=True)
         draw_conditions(title, conditions, intervals, target)
 

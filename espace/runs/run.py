@@ -9,7 +9,6 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder, learnt_from_state
 from espace.data.encoding.table import Columns
 from espace.data.encoding.vocabulary import Vocabulary
+from espace.data.reading.readers import Piece
 from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
 from espace.registry.registry import Registry
@@ -49,20 +49,24 @@ PACKAGES = (
 _READ = "which the model reads"
 
 
-def artefact_of(config: Config, encoder: Encoder) -> dict[str, Any]:
+def artefact_of(config: Config, encoder: Encoder) -> dict[str, object]:
     """What a checkpoint needs beside the weights to predict: plain values and tensors only."""
     return {"format": 1, "config": config.to_dict(), "encoder": _tensors(encoder.state())}
 
 
-def _tensors(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _tensors(v) for k, v in value.items()}
+def _tensors(state: Mapping[str, object]) -> dict[str, object]:
+    return {name: _tensors(v) if isinstance(v, Mapping) else _tensor(v) for name, v in state.items()}
+
+
+def _tensor(value: object) -> object:
     return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
 
 
-def _arrays(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _arrays(v) for k, v in value.items()}
+def _arrays(state: Mapping[str, object]) -> dict[str, object]:
+    return {name: _arrays(v) if isinstance(v, Mapping) else _array(v) for name, v in state.items()}
+
+
+def _array(value: object) -> object:
     return value.numpy() if isinstance(value, torch.Tensor) else value
 
 
@@ -98,16 +102,19 @@ class Run:
             probabilities: Probabilities = self.model(batch)
         return probabilities
 
-    def predict(self, table: pa.Table | Any) -> pa.Table:
-        """Every probability of every row, `p_<stage>` and `p_<stage>_given_<parent>`, and every score, `score_<name>`, float64,
-        rows in the order of `table`. A score is null where a column that decides it is missing.
+    def predict(self, table: pa.Table | object) -> pa.Table:
+        """Every probability of every row, and every score, float64, rows in the order of `table`.
+
+        The columns are `p_<stage>`, `p_<stage>_given_<parent>` and `score_<name>`. A score is null where a column that
+        decides it is missing.
 
         `table` is a pyarrow Table, or anything with columns that pyarrow takes (a pandas DataFrame, a dict of lists).
-        Raises DataError for a missing column or a value that cannot be read, NonFiniteError for a score that is undefined.
+        Raises DataError for a missing column or a value that cannot be read, NonFiniteError for a score that is
+        undefined.
         """
-        table = _as_table(table)
-        self._check_input("the table", table.column_names)
-        return self._predict(table, "the table")
+        read = _as_table(table)
+        self._check_input("the table", read.column_names)
+        return self._predict(read, "the table")
 
     def _check_input(self, where: str, found: Sequence[str]) -> None:
         """Raise DataError naming every column that the model or a score reads and the input lacks."""
@@ -119,8 +126,11 @@ class Run:
         return [*self.encoder.columns(labels=False), *(c for score in self.scores.values() for c in score.columns)]
 
     def _predict(self, table: pa.Table, where: str) -> pa.Table:
-        """Some rows at a time, so that memory is bounded; room for all results is made at the start, since small arrays that
-        stay would break up the memory between large ones that go."""
+        """Some rows at a time, so that memory is bounded.
+
+        Room for all results is made at the start, since small arrays that stay would break up the memory between large
+        ones that go.
+        """
         size, found = rows_at_once(self.config), dict[str, Numbers]()
         for at in range(0, max(table.num_rows, 1), size):
             for name, values in self._predict_part(table.slice(at, size), where, at).items():
@@ -152,8 +162,9 @@ class Run:
         return {f"score_{n}": s.values(given, table.num_rows, f"score_{n}", where, first) for n, s in scores}
 
     def predict_file(self, reader: Reader, out: Path, keep: Sequence[str] | None = None) -> Iterator[int]:
-        """Stream predictions of all rows of `reader` to a Parquet file, in their order, beside the columns in `keep` (None:
-        all). Yields the rows done so far. The file appears under its name when it is complete.
+        """Stream predictions of all rows of `reader` to a Parquet file, in their order, beside the columns in `keep`.
+
+        None keeps all. Yields the rows done so far. The file appears under its name when it is complete.
 
         Raises DataError naming file and row group for what cannot be read, RunError when `out` cannot be written.
         """
@@ -186,7 +197,7 @@ class Run:
                 writer.close()
             partial.unlink(missing_ok=True)
 
-    def _predict_piece(self, reader: Reader, piece: Any, keep: Sequence[str]) -> pa.Table:
+    def _predict_piece(self, reader: Reader, piece: Piece, keep: Sequence[str]) -> pa.Table:
         """The kept columns of a piece, those of `--keep` in its order, and its predictions, which replace old ones."""
         table = reader.read(piece, list(dict.fromkeys([*keep, *self._input_columns()])))
         predicted = self._predict(table, str(piece))
@@ -205,7 +216,7 @@ def check_columns(where: str, wanted: Sequence[str], found: Sequence[str], why: 
         )
 
 
-def _as_table(table: Any) -> pa.Table:
+def _as_table(table: object) -> pa.Table:
     try:
         return _converted(table)
     except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
@@ -213,7 +224,7 @@ def _as_table(table: Any) -> pa.Table:
         raise DataError(f"{what}. Give a pyarrow Table, a data frame, or a dict of lists of one length.") from error
 
 
-def _converted(table: Any) -> pa.Table:
+def _converted(table: object) -> pa.Table:
     if isinstance(table, pa.Table):
         return table
     if isinstance(table, pa.RecordBatch):
@@ -252,8 +263,8 @@ def load(path: str | Path, checkpoint: str = "best", plugins: Sequence[str] = ()
         settle([*model.parameters()], next(iter(content.get("optimizer_states", [])), {}))
     except RuntimeError as error:
         raise RunError(
-            f"{file}: its weights do not fit the model that is built now: {' '.join(str(error).split())}. Use the plugins as"
-            " they were when it was trained; versions.json has the packages."
+            f"{file}: its weights do not fit the model that is built now: {' '.join(str(error).split())}. Use the"
+            " plugins as they were when it was trained; versions.json has the packages."
         ) from error
     return Run(config, registry, encoder, model.eval(), weighting, place if place.is_dir() else None)
 
@@ -284,8 +295,8 @@ def new_folder(config: Config, asked: Path | None, stamp: str) -> Path:
     with writing(folder, "--run-dir"):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(
-                f"{folder}: it exists and is not empty. Go on with it by espace fit --resume {folder}, or choose another"
-                " --run-dir."
+                f"{folder}: it exists and is not empty. Go on with it by espace fit --resume {folder}, or choose"
+                " another --run-dir."
             )
         folder.mkdir(parents=True, exist_ok=True)
     return folder

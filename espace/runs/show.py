@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -13,7 +12,7 @@ from espace.config.validate import describe as describe_type
 from espace.config.yamlfile import show
 from espace.data.encoding.columns import FEATURE_TYPES
 from espace.errors import ConfigError, did_you_mean
-from espace.model.embedding import feature_spec
+from espace.model.embedding import Embedding, feature_spec
 from espace.registry.registry import KINDS, Entry
 from espace.registry.registry import load as load_plugins
 from espace.runs.build import (
@@ -33,7 +32,7 @@ from espace.runs.experiment import Experiment
 
 
 def describe(experiment: Experiment) -> str:
-    """Chain as text and drawing, equations with rows and labels, loss terms, modules with widths and parameter counts."""
+    """Chain as text and drawing, equations with rows and labels, loss terms, modules with their widths and sizes."""
     config, chain = experiment.config, chain_of(experiment.config)
     sampling = sampling_of(config, experiment.registry)
     parts = [
@@ -102,7 +101,8 @@ def _modules(experiment: Experiment) -> list[str]:
     model = build_model_probe(config, experiment.registry)
     layout = layout_without_data(config)
     copies = "shared by all transitions" if config.embedding.shared else "one set per transition"
-    embedding: Any = next(iter(model.embeddings.values()))
+    embedding = next(iter(model.embeddings.values()))
+    assert isinstance(embedding, Embedding), "the model was built here"
     extra = embedding.spec.extra_width
     more = f" and {extra} numbers that towers asked for" if extra else ""
     lines = [f"embedding of width {width}{more}: rows known once the data is read, {copies}" for width in layout.rows]
@@ -110,8 +110,8 @@ def _modules(experiment: Experiment) -> list[str]:
     lines.append(f"sharing {config.sharing.type}{experts}: {_count(model.sharing):,} parameters")
     for transition in chain.heads:
         name = transition.name
-        tower: Any = model.towers[name]
-        head: Any = model.heads[name]
+        tower, head = model.towers[name], model.heads[name]
+        assert isinstance(head, nn.Linear), "a head is one linear layer"
         lines.append(
             f"{name}: tower {tower_of(config, chain, name).type} ({_count(tower):,} parameters) -> {tower.out_features}"
             f" -> head ({_count(head):,} parameters) -> {head.out_features} logit{'s' if head.out_features > 1 else ''}"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
 from espace.chain.grammar import Value
 from espace.config import Config
+from espace.contracts import Objective
 from espace.data.auditing.scan import Scan
 from espace.data.auditing.tally import Tally
 from espace.runs.build import chain_of, labels_of, spaces_of, term_weights
@@ -75,7 +75,7 @@ def _amount_cells(value: Value, label: str, tally: Tally) -> list[str]:
     return [value.amount, label, *counts, "", mean, f"{found.unknown:,}", f"{broken:,}"]
 
 
-def terms_table(config: Config, objective: Any, scan: Scan) -> Table:
+def terms_table(config: Config, objective: Objective, scan: Scan) -> Table:
     """Which rows feed which term of the loss, and with which weight."""
     weights = term_weights(config, objective)
     table = Table(title=f"Which rows feed which loss term ({config.objective.type})", title_justify="left", box=SIMPLE)
@@ -160,8 +160,8 @@ def suspicious(config: Config, metrics: Mapping[str, float]) -> list[str]:
             found.append(f"{space} is the same for all rows: its tower has learnt nothing but the base rate.")
         elif abs(auc - 0.5) < 2 * noise:
             found.append(
-                f"the AUC of {space}, {auc:.4f}, is within noise (0.5 +- {2 * noise:.4f}) of chance. Its tower may be dead: train"
-                " longer, monitor this probability, or give its term more weight."
+                f"the AUC of {space}, {auc:.4f}, is within noise (0.5 +- {2 * noise:.4f}) of chance. Its tower may be"
+                " dead: train longer, monitor this probability, or give its term more weight."
             )
         if ratio > 2 or ratio < 0.5:
             found.append(

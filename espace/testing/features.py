@@ -15,8 +15,8 @@ _LENGTHS = {"history": (0, 4), "history_time": (0, 4), "carts": (2, 3)}  # row i
 
 
 def example_spec() -> FeatureSpec:
-    """Ids of two widths, a pooled bag, numbers and a vector; `history`, pooled, with `history_time` aligned to it event by
-    event; `carts`, which is not pooled. `history` and `carts` share the table of `item`."""
+    """Ids of two widths, a pooled bag, numbers and a vector; `history`, pooled, with `history_time` aligned to it event
+    by event; `carts`, which is not pooled. `history` and `carts` share the table of `item`."""
     fields = [Field(name, "id", 4) for name in ("user", "item", "context")]
     fields += [
         Field("city", "id", 6),

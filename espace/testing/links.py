@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +24,17 @@ class LinkTests(ModuleLaws):
     link: ClassVar[Callable[..., nn.Module]]
     spec = FeatureSpec(tuple(Field(t.name, "vector", _WIDTH) for t in _CHAIN.transitions), {})
 
-    def build(self, spec: FeatureSpec | None = None, seed: int = 1) -> Any:
+    def build(self, spec: FeatureSpec | None = None, seed: int = 1) -> nn.Module:
         """The link of a chain with choices, in float64; what it gets are vectors of one width."""
         torch.manual_seed(seed)
         return self._for(_CHAIN)
 
-    def outputs(self, module: Any, features: Features) -> Tensor:
+    def outputs(self, module: nn.Module, features: Features) -> Tensor:
         """Each field of `features` is the vector of one transition."""
         linked = module({field.name: features.field(field.name) for field in features.spec.fields})
         return torch.cat([linked[field.name] for field in features.spec.fields], dim=1)
 
-    def _for(self, chain: Chain) -> Any:
+    def _for(self, chain: Chain) -> nn.Module:
         return type(self).link(chain, {t.name: _WIDTH for t in chain.heads}, **self.options).double()
 
     def test_every_transition_gets_a_vector_of_the_promised_width(self) -> None:
@@ -43,7 +43,8 @@ class LinkTests(ModuleLaws):
             with law("a link works under any chain"):
                 link = self._for(chain)
                 out = link({name: torch.randn(4, _WIDTH, dtype=torch.float64) for name in names})
-            assert set(out) == names == set(link.widths), "there is a vector and a width for every one of chain.heads"
+            widths: Mapping[str, int] = getattr(link, "widths", {})
+            assert set(out) == names == set(widths), "there is a vector and a width for every one of chain.heads"
             for name, vector in out.items():
                 told = f"the vectors are as wide as widths says, not {tuple(vector.shape)}"
-                assert vector.shape == (4, link.widths[name]), told
+                assert vector.shape == (4, widths[name]), told

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from itertools import pairwise
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,27 +18,30 @@ from espace.chain.scored import Scored, ScoredValue
 from espace.testing.law import law
 
 _ROWS = 300
-Rows = TypeVar("Rows", Scored, ScoredValue)
+Rows = TypeVar("Rows", bound=Scored | ScoredValue)
 
 
 class MetricTests:
     """Laws of a metric. Set `metric` and `options`; `counts` to the names that count something, and are 0 without rows.
 
-    The rows have predictions in float32 and two extra columns: `user`, integers, and `true`, probabilities, some of them NaN.
-    Those of a metric with `of_values` have amounts and expectations instead of labels and probabilities. A metric that keeps
-    rows up to a limit needs `options` with a limit of a few hundred.
+    The rows have predictions in float32 and two extra columns: `user`, integers, and `true`, probabilities, some of
+    them NaN. Those of a metric with `of_values` have amounts and expectations instead of labels and probabilities. A
+    metric that keeps rows up to a limit needs `options` with a limit of a few hundred.
     """
 
     metric: ClassVar[Callable[..., Metric]]
-    options: ClassVar[Mapping[str, Any]] = {}
+    options: ClassVar[Mapping[str, object]] = {}
     counts: ClassVar[tuple[str, ...]] = ()
 
     def build(self) -> Metric:
         """A metric that has seen nothing."""
         return type(self).metric(**self.options)
 
-    def example(self, rows: int = _ROWS, seed: int = 0) -> Any:
-        """Rows with predictions in float32, as a model gives them; of a value, some of whose amounts are 0, for `of_values`."""
+    def example(self, rows: int = _ROWS, seed: int = 0) -> Scored | ScoredValue:
+        """Rows with predictions in float32, as a model gives them.
+
+        For `of_values` they are of a value, some of whose amounts are 0.
+        """
         wide = example_scored(rows, seed=seed)
         if not getattr(self.build(), "of_values", False):
             return replace(wide, log_prob=wide.log_prob.float(), log_not_prob=wide.log_not_prob.float())
@@ -151,7 +154,7 @@ def take(rows: Rows, index: Tensor | slice) -> Rows:
     return type(rows)(**taken, extras={name: column[index] for name, column in rows.extras.items()})
 
 
-def judge(metric: Metric, *parts: Rows) -> dict[str, float]:
+def judge(metric: Metric, *parts: Scored | ScoredValue) -> dict[str, float]:
     """What the metric computes after it has seen these rows too."""
     return {name: value.item() for name, value in _computed(metric, *parts).items()}
 
@@ -179,7 +182,7 @@ def gathered(ranks: list[Metric]) -> dict[str, float]:
     return judge(ranks[0])
 
 
-def _computed(metric: Metric, *parts: Rows) -> dict[str, Tensor]:
+def _computed(metric: Metric, *parts: Scored | ScoredValue) -> dict[str, Tensor]:
     for part in parts:
         metric.update(part)
     values: dict[str, Tensor] = metric.compute()

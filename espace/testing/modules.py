@@ -5,39 +5,41 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from espace.model.features import Features, FeatureSpec
 from espace.testing.features import as_float, example_features, example_spec, rows_of, tensors_of
 from espace.testing.law import law
 
+_ADDED = "auxiliary_loss"
+
 
 class ModuleLaws:
     """The laws; each kind says how to build one and what comes out of it."""
 
-    options: ClassVar[Mapping[str, Any]] = {}
+    options: ClassVar[Mapping[str, object]] = {}
     spec: FeatureSpec = example_spec()
 
     def setup_method(self) -> None:
         """Every test has a spec of its own, of which its modules may ask for tables."""
         self.spec = replace(type(self).spec)
 
-    def build(self, spec: FeatureSpec | None = None, seed: int = 1) -> Any:
+    def build(self, spec: FeatureSpec | None = None, seed: int = 1) -> nn.Module:
         """A new one in float64, from a fixed seed."""
         raise NotImplementedError
 
-    def outputs(self, module: Any, features: Features) -> Tensor:
+    def outputs(self, module: nn.Module, features: Features) -> Tensor:
         """All that comes out, side by side: (rows, any width)."""
         raise NotImplementedError
 
-    def loss(self, module: Any, features: Features) -> Tensor:
+    def loss(self, module: nn.Module, features: Features) -> Tensor:
         """Something that depends on all that comes out, and on what the module adds to the loss."""
         out = self.outputs(module, features)
         target = torch.randn(out.shape, generator=torch.Generator().manual_seed(4), dtype=out.dtype)
-        added = [m.auxiliary_loss for m in module.modules() if hasattr(type(m), "auxiliary_loss")]
+        added: list[Tensor] = [getattr(m, _ADDED) for m in module.modules() if hasattr(type(m), _ADDED)]
         return torch.stack([(out - target).square().sum(), *added]).sum()
 
     def test_every_parameter_learns(self) -> None:

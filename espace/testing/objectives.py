@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from espace.chain.chain import Chain
 from espace.chain.labels import Labels
 from espace.chain.probability import Probabilities
+from espace.contracts import Objective
 from espace.parts.stages.lognormal import LogNormal
 from espace.testing.chains import CHAINS, random_labels
 
@@ -27,10 +28,10 @@ class _Case(NamedTuple):
 class ObjectiveTests:
     """Laws of an objective. Set `objective` and `options`."""
 
-    objective: ClassVar[Callable[..., Any]]
-    options: ClassVar[Mapping[str, Any]] = {}
+    objective: ClassVar[Callable[..., Objective]]
+    options: ClassVar[Mapping[str, object]] = {}
 
-    def build(self, chain: Chain) -> Any:
+    def build(self, chain: Chain) -> Objective:
         """The objective of a chain."""
         return type(self).objective(chain, **self.options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from espace.chain.pieces import ChainPiece
 from espace.testing.law import law
@@ -14,7 +14,7 @@ class PieceTests:
     """Laws of a piece of chain. Set `piece`, `options`, and `chain`, the lines of a chain to which it can be added."""
 
     piece: ClassVar[Callable[..., ChainPiece]]
-    options: ClassVar[Mapping[str, Any]] = {}
+    options: ClassVar[Mapping[str, object]] = {}
     chain: ClassVar[Sequence[str]] = ("impression -> click -> conversion",)
 
     def build(self) -> ChainPiece:

@@ -5,29 +5,46 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from espace.contracts import Reader
 from espace.errors import DataError
 from espace.testing.law import law
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _ABSENT = "no_such_column"
+
+
+class _Schema(Protocol):
+    def equals(self, other: Self, /) -> bool: ...
+
+
+class _Table(Protocol):
+    """What is used here of a pyarrow table."""
+
+    @property
+    def schema(self) -> _Schema: ...
+
+    def to_pylist(self) -> list[dict[str, object]]: ...
 
 
 class ReaderTests:
     """Laws of a reader. Set `reader` and `options`, and say in `source` where rows are."""
 
-    reader: ClassVar[Callable[..., Any]]
-    options: ClassVar[Mapping[str, Any]] = {}
+    reader: ClassVar[Callable[..., Reader]]
+    options: ClassVar[Mapping[str, object]] = {}
 
-    def source(self, folder: Path, rows: int) -> Any:
+    def source(self, folder: Path, rows: int) -> object:
         """What the YAML would say under `train`, for about so many rows, which may be written into `folder`."""
         raise NotImplementedError("say where rows are: def source(self, folder, rows): ...")
 
-    def build(self, folder: Path, rows: int = 200) -> Any:
+    def build(self, folder: Path, rows: int = 200) -> Reader:
         """A reader of these rows."""
         return self._of(self.source(folder, rows))
 
-    def _of(self, source: Any) -> Any:
+    def _of(self, source: object) -> Reader:
         return type(self).reader(source, "train", **self.options)
 
     def test_a_piece_has_the_rows_that_it_promises(self, tmp_path: Path) -> None:
@@ -41,8 +58,8 @@ class ReaderTests:
         reader = self.build(tmp_path)
         for piece in reader.pieces:
             schema = reader.read(piece, reader.schema.names).schema
-            told = f"every piece has the columns and types of reader.schema; {piece} has\n{schema}\nand not\n{reader.schema}"
-            assert schema.equals(reader.schema), told
+            told = f"every piece has the columns and types of reader.schema; {piece} has\n{schema}\nand not\n"
+            assert schema.equals(reader.schema), f"{told}{reader.schema}"
 
     def test_only_the_named_columns_are_read(self, tmp_path: Path) -> None:
         reader = self.build(tmp_path)
@@ -91,7 +108,7 @@ class ReaderTests:
         assert same, told
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _alike(one: _Table, other: _Table) -> bool:
     """Whether two tables have the same columns, types and rows; to `equals`, NaN is not NaN."""
     return bool(one.schema.equals(other.schema)) and repr(one.to_pylist()) == repr(other.to_pylist())
 

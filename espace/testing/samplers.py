@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from espace.chain.chain import Chain
+from espace.contracts import Sampler, Score, ScoredSampler
 from espace.testing.chains import CHAINS, random_labels
 from espace.testing.law import law
 
@@ -29,11 +30,11 @@ class Sampled(NamedTuple):
 class SamplerTests:
     """Laws of a sampler. Set `sampler`, `options`, and the `chains` that they are for."""
 
-    sampler: ClassVar[Callable[..., Any]]
-    options: ClassVar[Mapping[str, Any]] = {}
+    sampler: ClassVar[Callable[..., Sampler | ScoredSampler]]
+    options: ClassVar[Mapping[str, object]] = {}
     chains: ClassVar[Sequence[Sequence[str]]] = CHAINS
 
-    def build(self, chain: Chain) -> Any:
+    def build(self, chain: Chain) -> Sampler | ScoredSampler:
         """The sampler of a chain."""
         return type(self).sampler(chain, **self.options)
 
@@ -130,9 +131,11 @@ def _batch(chain: Chain, rows: int = _ROWS, seed: int = 0) -> tuple[NDArray[np.i
     return labels.numpy(), (0.5 + 1.5 * torch.rand(rows)).numpy()
 
 
-def _sampled(sampler: Any, labels: NDArray[np.int8], weights: NDArray[np.float32], seed: int = 7) -> Sampled:
+def _sampled(
+    sampler: Sampler | ScoredSampler, labels: NDArray[np.int8], weights: NDArray[np.float32], seed: int = 7
+) -> Sampled:
     probability = np.linspace(0.02, 0.98, len(labels))
-    score = [lambda rows: probability[rows]] if hasattr(sampler, "scored_by") else []
+    score: list[Score] = [lambda rows: probability[rows]] if hasattr(sampler, "scored_by") else []
     rows, new, *changed = sampler(labels, weights, np.random.default_rng(seed), *score)
     return Sampled(rows, new, changed[0] if changed else labels[rows] if _inside(rows, len(labels)) else labels)
 
@@ -160,8 +163,8 @@ def _check(found: Sampled, chain: Chain, given: int) -> None:
 
 
 def _same(one: Sampled, other: Sampled) -> bool:
-    arrays: list[tuple[NDArray[Any], NDArray[Any]]] = list(zip(one, other, strict=True))
-    return all(np.array_equal(a, b) for a, b in arrays)
+    same = np.array_equal(one.rows, other.rows) and np.array_equal(one.weights, other.weights)
+    return same and np.array_equal(one.labels, other.labels)
 
 
 def _rate_of_each_row(

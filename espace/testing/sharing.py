@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,15 @@ class SharingTests(ModuleLaws):
 
     sharing: ClassVar[Callable[..., nn.Module]]
 
-    def build(self, spec: FeatureSpec | None = None, seed: int = 1) -> Any:
+    def build(self, spec: FeatureSpec | None = None, seed: int = 1) -> nn.Module:
         """The module for two transitions, in float64."""
         torch.manual_seed(seed)
         return self._for(["a", "b"], spec or self.spec)
 
-    def outputs(self, module: Any, features: Features) -> Tensor:
+    def outputs(self, module: nn.Module, features: Features) -> Tensor:
         return torch.cat([f.flat() for f in module(features).values()], dim=1)
 
-    def _for(self, transitions: Sequence[str], spec: FeatureSpec) -> Any:
+    def _for(self, transitions: Sequence[str], spec: FeatureSpec) -> nn.Module:
         sharing = type(self).sharing
         expert = [_Linear] if accepts(sharing, 3) else []
         return sharing(spec, transitions, *expert, **self.options).double()
@@ -38,10 +38,11 @@ class SharingTests(ModuleLaws):
             with law("any number of transitions can share"):
                 module = self._for(names, self.spec)
                 out = module(example_features(self.spec))
-            assert set(out) == set(names) == set(module.specs), "there are features and a layout for every transition"
+            specs: Mapping[str, FeatureSpec] = getattr(module, "specs", {})
+            assert set(out) == set(names) == set(specs), "there are features and a layout for every transition"
             for name, features in out.items():
                 shape = tuple(features.flat().shape)
-                assert shape == (6, module.specs[name].width), f"the features are as wide as specs says, not {shape}"
+                assert shape == (6, specs[name].width), f"the features are as wide as specs says, not {shape}"
 
 
 class _Linear(nn.Module):

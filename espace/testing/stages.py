@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from espace.contracts import StageKind, ValueKind
 from espace.testing.law import law
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _ROWS = 64
 _RATES = (1e-4, 0.01, 0.1, 0.5, 0.9)
@@ -19,13 +23,39 @@ _HUGE = 1e30  # a limit beyond is none
 _SPAN, _POINTS = 150.0, 30_001  # the integrals, in the variable of `_within`
 
 
+class _Module(Protocol):
+    """What is used here of an nn.Module: torch has no type that says contract and module at once."""
+
+    def double(self) -> Self: ...
+
+    def float(self) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def state_dict(self) -> Mapping[str, object]: ...
+
+    def load_state_dict(self, state: Mapping[str, object], /) -> object: ...
+
+
+class StageModule(StageKind, _Module, Protocol):
+    """A stage kind of what happens or not, as torch calls it."""
+
+    def __call__(self, z: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
+class ValueModule(ValueKind, _Module, Protocol):
+    """A stage kind of amounts."""
+
+
 class StageTests:
     """Laws of a stage kind of what happens or not. Set `stage` and `options`."""
 
-    stage: ClassVar[Callable[..., nn.Module]]
-    options: ClassVar[Mapping[str, Any]] = {}
+    stage: ClassVar[Callable[..., StageModule]]
+    options: ClassVar[Mapping[str, object]] = {}
 
-    def build(self, seed: int = 1) -> Any:
+    def build(self, seed: int = 1) -> StageModule:
         """The kind in float64, from a fixed seed."""
         torch.manual_seed(seed)
         return type(self).stage(**self.options).double()
@@ -84,20 +114,20 @@ class StageTests:
 
 
 class ValueTests:
-    """Laws of a stage kind of amounts. Set `stage` and `options`; `atoms` to the amounts that have a probability rather than a
-    density, and `continuous` to False where there are no others."""
+    """Laws of a stage kind of amounts. Set `stage` and `options`; `atoms` to the amounts that have a probability rather
+    than a density, and `continuous` to False where there are no others."""
 
-    stage: ClassVar[Callable[..., nn.Module]]
-    options: ClassVar[Mapping[str, Any]] = {}
+    stage: ClassVar[Callable[..., ValueModule]]
+    options: ClassVar[Mapping[str, object]] = {}
     atoms: ClassVar[tuple[float, ...]] = ()
     continuous: ClassVar[bool] = True
 
-    def build(self, seed: int = 1) -> Any:
+    def build(self, seed: int = 1) -> ValueModule:
         """The kind in float64, from a fixed seed."""
         torch.manual_seed(seed)
         return type(self).stage(**self.options).double()
 
-    def amounts(self, kind: Any, rows: int = _ROWS) -> Tensor:
+    def amounts(self, kind: ValueModule, rows: int = _ROWS) -> Tensor:
         """Amounts within the limits, some of them atoms: (rows,) float64."""
         generator = torch.Generator().manual_seed(4)
         t = torch.randn(rows, generator=generator, dtype=torch.float64)
@@ -127,7 +157,7 @@ class ValueTests:
         close = torch.allclose(_mean(kind, _logits(kind)[:4]), mean, rtol=1e-3, atol=1e-4)
         assert close, "log_mean, or mean, is the mean of the amounts under log_density"
 
-    def _integrals(self, kind: Any) -> tuple[Tensor, Tensor]:
+    def _integrals(self, kind: ValueModule) -> tuple[Tensor, Tensor]:
         """Over the density, and over it times the amount, of 4 rows of logits: (4,) each."""
         x, steps = torch.tensor(self.atoms, dtype=torch.float64), torch.ones(len(self.atoms), dtype=torch.float64)
         if self.continuous:
@@ -151,7 +181,7 @@ class ValueTests:
         for far in (-_FAR, _FAR):
             x = self.amounts(kind).float()
             z = torch.full((len(x), kind.logits), far, requires_grad=True)
-            logarithm = kind.log_mean(z) if hasattr(kind, "log_mean") else kind.mean(z)
+            logarithm = kind.log_mean(z) if hasattr(kind, "log_mean") else _mean(kind, z)
             for value in (kind.log_density(z, x), logarithm):
                 (grad,) = torch.autograd.grad(value.sum(), z, retain_graph=True)
                 finite = torch.isfinite(value).all() and torch.isfinite(grad).all()
@@ -174,7 +204,7 @@ class ValueTests:
     def test_every_logit_and_parameter_learns(self) -> None:
         kind = self.build()
         z = _logits(kind)
-        kind.log_density(z, self.amounts(kind)).sum().backward()
+        torch.autograd.backward(kind.log_density(z, self.amounts(kind)).sum())
         _all_learn(kind, z)
 
     def test_rows_do_not_see_each_other(self) -> None:
@@ -202,8 +232,12 @@ class ValueTests:
         assert same, "all that an amount depends on is a parameter or a buffer, so that it is saved, start included"
 
 
-def _mean(kind: Any, z: Tensor) -> Tensor:
-    mean: Tensor = kind.log_mean(z).exp() if hasattr(kind, "log_mean") else kind.mean(z)
+def _mean(kind: ValueModule, z: Tensor) -> Tensor:
+    if hasattr(kind, "log_mean"):
+        mean: Tensor = kind.log_mean(z).exp()
+    else:
+        assert hasattr(kind, "mean"), "it has log_mean, or mean"
+        mean = kind.mean(z)
     return mean
 
 
@@ -215,12 +249,12 @@ def _within(limits: tuple[float, float], t: Tensor) -> tuple[Tensor, Tensor]:
     return (low + t.exp(), t.exp()) if low > -_HUGE else (t.sinh(), t.cosh())
 
 
-def _logits(kind: Any) -> Tensor:
+def _logits(kind: StageModule | ValueModule) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     return torch.randn(_ROWS, kind.logits, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-def _all_learn(kind: Any, z: Tensor) -> None:
+def _all_learn(kind: StageModule | ValueModule, z: Tensor) -> None:
     """Every column of the logits, (batch, logits), and every parameter has a gradient."""
     assert z.grad is not None
     assert z.grad.any(dim=0).all(), "every logit gets a gradient"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +16,17 @@ from espace.testing.modules import ModuleLaws
 
 
 class TowerTests(ModuleLaws):
-    """Laws of a tower. Set `tower` to the class and `options` to what the YAML would say; `spec` to other features if the
-    tower needs them."""
+    """Laws of a tower. Set `tower` to the class and `options` to what the YAML would say; `spec` to other features if
+    the tower needs them."""
 
     tower: ClassVar[Callable[..., nn.Module]]
 
-    def build(self, spec: FeatureSpec | None = None, seed: int = 1) -> Any:
+    def build(self, spec: FeatureSpec | None = None, seed: int = 1) -> nn.Module:
         """The tower in float64, from a fixed seed."""
         torch.manual_seed(seed)
         return type(self).tower(spec or self.spec, **self.options).double()
 
-    def outputs(self, module: Any, features: Features) -> Tensor:
+    def outputs(self, module: nn.Module, features: Features) -> Tensor:
         out: Tensor = module(features)
         return out
 
@@ -63,8 +63,8 @@ class TowerTests(ModuleLaws):
         torch.autograd.backward(loss)
         without = [n for n, p in tower.named_parameters() if p.requires_grad and p.grad is None]
         assert not without, (
-            "every parameter gets a gradient in every batch, if only zeros, so that ranks do not wait for each other; these"
-            f" do not: {', '.join(without)}"
+            "every parameter gets a gradient in every batch, if only zeros, so that ranks do not wait for each other;"
+            f" these do not: {', '.join(without)}"
         )
 
     def test_towers_beside_it_change_nothing(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,9 @@ class WeightingTests:
     """Laws of a weighting. Set `weighting` and `options`."""
 
     weighting: ClassVar[Callable[..., nn.Module]]
-    options: ClassVar[Mapping[str, Any]] = {}
+    options: ClassVar[Mapping[str, object]] = {}
 
-    def build(self) -> Any:
+    def build(self) -> nn.Module:
         """The weighting of three terms."""
         torch.manual_seed(1)
         return type(self).weighting(dict(_WEIGHTS), **self.options)
@@ -103,7 +103,7 @@ def _terms(values: Mapping[str, float] = _TERMS, dtype: torch.dtype = torch.floa
     return {name: torch.tensor(value, dtype=dtype, requires_grad=True) for name, value in values.items()}
 
 
-def _seeded(weighting: Any, terms: Mapping[str, Tensor]) -> Tensor:
+def _seeded(weighting: nn.Module, terms: Mapping[str, Tensor]) -> Tensor:
     torch.manual_seed(5)
     loss: Tensor = weighting(terms)
     return loss.detach()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytorch_lightning as pl
 import torch
@@ -14,15 +15,18 @@ from torch import Tensor
 from espace.errors import DataError, NonFiniteError
 from espace.training.lightning import Training
 
+Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None  # of a signal
+
 
 class Checkpoints(pl.Callback):
-    """`best.ckpt` (weights) whenever the monitor improves; `last.ckpt` (everything) after every validation, every `every`
-    batches, and when training is stopped.
+    """`best.ckpt` (weights) whenever the monitor improves; `last.ckpt` (everything) after every validation, every
+    `every` batches, and when training is stopped.
 
     A last.ckpt is only written where nothing is half done: between two batches, after the validation that follows the
-    batch if one does, and when no gradients are being accumulated; where it is due earlier, it waits. Validation follows
-    the last batch of all too, unless its epoch is without one (check_val_every_n_epoch), so that the last weights are judged.
-    A run whose monitor never had a value, as one without validation rows, has the last weights as its best.
+    batch if one does, and when no gradients are being accumulated; where it is due earlier, it waits. Validation
+    follows the last batch of all too, unless its epoch is without one (check_val_every_n_epoch), so that the last
+    weights are judged. A run whose monitor never had a value, as one without validation rows, has the last weights as
+    its best.
 
     Args:
         folder: where the files go.
@@ -38,7 +42,7 @@ class Checkpoints(pl.Callback):
         self._due = False
         self._between_steps = False
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The best score so far, and the validations since."""
         return {"monitor": self.monitor, "mode": self.mode, "best": self.best, "waited": self.waited}
 
@@ -52,9 +56,9 @@ class Checkpoints(pl.Callback):
     ) -> None:
         """Write the place as an uninterrupted run has it, from which Lightning goes on rightly.
 
-        After it resumed at the end of an epoch its count of begun epochs is one behind, and resuming once more would skip
-        an epoch. After a validation that is not on the schedule it would train one batch more before it sees the end of the
-        epoch; after the batch, before that validation, it does not.
+        After it resumed at the end of an epoch its count of begun epochs is one behind, and resuming once more would
+        skip an epoch. After a validation that is not on the schedule it would train one batch more before it sees the
+        end of the epoch; after the batch, before that validation, it does not.
         """
         loops = checkpoint["loops"]["fit_loop"]
         epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
@@ -65,15 +69,15 @@ class Checkpoints(pl.Callback):
             for count in (batches["total"], batches["current"]):
                 count["completed"] -= 1
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         """A run whose patience was over before it was resumed does not train on."""
         self._stop_if_patience_is_over(trainer)
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, *_: object) -> None:
         """A step begins: its half-made state is not saved."""
         self._between_steps = False
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Save when it is due."""
         self._between_steps = True
         if _ends(trainer):
@@ -83,7 +87,7 @@ class Checkpoints(pl.Callback):
         if self._due and is_whole(trainer):
             self.save_last(trainer)
 
-    def on_validation_start(self, *_: Any) -> None:
+    def on_validation_start(self, *_: object) -> None:
         """Nothing is saved inside a validation."""
         self._between_steps = False
 
@@ -103,12 +107,12 @@ class Checkpoints(pl.Callback):
             self.save_last(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Keep the place when the data gave out between two steps; of several ranks, the others are at another place."""
+        """Keep the place when the data gave out between two steps; several ranks are at several places."""
         alone = trainer.world_size == 1
         if alone and self._between_steps and isinstance(exception, DataError) and not accumulates(trainer):
             self.save_last(trainer)
 
-    def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Without any score the last weights are the best."""
         if self.best is None:
             self._save(trainer, "best", weights_only=True)
@@ -145,8 +149,9 @@ def check_weights(trainer: pl.Trainer) -> None:
     wrong = [name for name, p in trainer.lightning_module.named_parameters() if not _is_finite(p.detach())]
     if wrong:
         raise NonFiniteError(
-            f"step {trainer.global_step}: not all weights are finite ({', '.join(wrong)}). The checkpoint before is as it"
-            " was. Lower optimizer.lr, set trainer.gradient_clip_val, or look for extreme numbers among the features."
+            f"step {trainer.global_step}: not all weights are finite ({', '.join(wrong)}). The checkpoint before is"
+            " as it was. Lower optimizer.lr, set trainer.gradient_clip_val, or look for extreme numbers among the"
+            " features."
         )
 
 
@@ -174,8 +179,8 @@ def _validates(trainer: pl.Trainer) -> bool:
 
 
 def _on_schedule(trainer: pl.Trainer) -> bool:
-    """Whether a resumed run would find this validation in its place, as it does not where it was due by the clock or by the
-    end of training."""
+    """Whether a resumed run would find this validation in its place, as it does not where it was due by the clock or by
+    the end of training."""
     stop, trainer.should_stop = trainer.should_stop, False
     try:
         return _validates(trainer) and getattr(trainer, "_val_check_time_interval", None) is None
@@ -184,7 +189,7 @@ def _on_schedule(trainer: pl.Trainer) -> bool:
 
 
 def _batches_trained(trainer: pl.Trainer) -> int:
-    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress  # Lightning's type of `total` lacks `processed`
     return int(progress.total.processed)
 
 
@@ -214,7 +219,7 @@ class Interrupts(pl.Callback):
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.received: int | None = None
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Handler] = {}
 
     def __enter__(self) -> Interrupts:
         self._before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -224,17 +229,17 @@ class Interrupts(pl.Callback):
     def __exit__(self, *_: object) -> None:
         self._handle(self._before)
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, *_: object) -> None:
         """Take SIGTERM back from Lightning, which would stop in the middle of an accumulated gradient."""
         self._handle(dict.fromkeys(self._before, self._note))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Save and stop if a signal came."""
         if self._came(trainer) and is_whole(trainer):
             self.checkpoints.save_last(trainer)
             raise Interrupted(self.received or signal.SIGTERM)
 
-    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Stop if a signal came; the place was saved just before."""
         if self._came(trainer) and not accumulates(trainer):
             raise Interrupted(self.received or signal.SIGTERM)
@@ -248,7 +253,7 @@ class Interrupts(pl.Callback):
             raise Interrupted(number)
         self.received = number
 
-    def _handle(self, handlers: dict[int, Any]) -> None:
+    def _handle(self, handlers: Mapping[int, Handler]) -> None:
         try:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

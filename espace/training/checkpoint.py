@@ -7,15 +7,18 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
 from espace.data.reading.cache import content_digest
 from espace.errors import RunError
 
+if TYPE_CHECKING:
+    from torch.serialization import MAP_LOCATION
 
-def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+
+def write_checkpoint(content: Mapping[str, object], path: Path) -> None:
     """Write `content` beside `path`, to the disk, then put it in place at once; its digest stands in `<path>.sha256`.
 
     Wherever this is cut off, `path` is the file before or the new one, and either is readable. Raises RunError naming
@@ -26,8 +29,8 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
         _replace(path, content)
     except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of what a full disk says
         raise RunError(
-            f"{path}: the checkpoint could not be written: {error}. {_free(path):,.0f} MiB were free there. The one before"
-            " is as it was. Make room, or choose another --run-dir."
+            f"{path}: the checkpoint could not be written: {error}. {_free(path):,.0f} MiB were free there."
+            " The one before is as it was. Make room, or choose another --run-dir."
         ) from error
     finally:
         for partial in (_partial(path), _partial(_sidecar(path))):
@@ -35,7 +38,7 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
                 partial.unlink(missing_ok=True)
 
 
-def _replace(path: Path, content: Mapping[str, Any]) -> None:
+def _replace(path: Path, content: Mapping[str, object]) -> None:
     _write(_partial(path), lambda file: torch.save(content, file))
     new, old = content_digest(_partial(path)), _noted(path) or ([content_digest(path)] if path.exists() else [])
     _note(path, [new, *old])  # until the new file is in place, the one before is right as well
@@ -43,8 +46,8 @@ def _replace(path: Path, content: Mapping[str, Any]) -> None:
     _note(path, [new])
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Plain tensors and values. Raises RunError when the file is missing, damaged, or holds anything else, such as code."""
+def read_checkpoint(path: Path, map_location: MAP_LOCATION = "cpu") -> dict[str, Any]:
+    """Plain tensors and values. Raises RunError when the file is missing, damaged, or holds anything else."""
     if not path.exists():
         raise RunError(f"{path}: there is no such checkpoint. Was the run stopped before its first one?")
     if (noted := _noted(path)) and content_digest(path) not in noted:

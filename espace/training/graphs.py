@@ -1,13 +1,13 @@
-"""The forward and backward pass of a training step as one CUDA graph: the host launches it at once instead of kernel by kernel.
+"""The forward and backward pass of a training step as one CUDA graph, which the host launches at once.
 
-A graph repeats what it recorded, with the memory it recorded it in. So it is used for batches of one size without lists, and a
-part that keeps something from step to step has to keep it in one and the same tensor.
+A graph repeats what it recorded, with the memory it recorded it in. So it is used for batches of one size without
+lists, and a part that keeps something from step to step has to keep it in one and the same tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from espace.model.embedding import Table
 _WARM_UP = 3  # steps before: libraries choose their kernels, towers are compiled
 
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
+LookUp = Callable[[Tensor, Tensor], None]  # of rows of a table
 
 
 class Losses(Protocol):
@@ -89,7 +90,7 @@ class _Recorded(Generic[Found]):
         self._batch = batch.mapped(torch.clone)
         self._inputs = self._batch.tensors()
         self._found: list[Found] = []
-        self._look_ups: list[tuple[Callable[[Tensor, Tensor], None], Tensor, Tensor]] = []
+        self._look_ups: list[tuple[LookUp, Tensor, Tensor]] = []
         parameters = [p for p in module.parameters() if p.requires_grad]
         before = [p.grad for p in parameters]
 
@@ -101,20 +102,20 @@ class _Recorded(Generic[Found]):
             with torch.autocast(loss.device.type, enabled=False):  # else heads would go backward in bfloat16
                 torch.autograd.backward(loss)
 
-        tables = [m for m in module.modules() if isinstance(m, Table) and m.before_look_up is not None]
-        hooks = [table.before_look_up for table in tables]
+        tables = [m for m in module.modules() if isinstance(m, Table)]
+        hooks = [(table, hook) for table in tables if (hook := table.before_look_up) is not None]
         try:
-            for table in tables:
-                table.before_look_up = self._note(table.before_look_up)
+            for table, hook in hooks:
+                table.before_look_up = self._note(hook)
             self._replay = record(work)
             self.gradients = [(p, p.grad) for p in parameters if p.grad is not None]
         finally:
-            for table, hook in zip(tables, hooks, strict=True):
+            for table, hook in hooks:
                 table.before_look_up = hook
             for p, grad in zip(parameters, before, strict=True):
                 p.grad = grad
 
-    def _note(self, hook: Any) -> Callable[[Tensor, Tensor], None]:
+    def _note(self, hook: LookUp) -> LookUp:
         """Rows that a table looks up, which have to be there before: the graph itself calls no function."""
         static = {t.untyped_storage().data_ptr() for t in self._inputs}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import fields
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -59,8 +59,8 @@ class Terms:
         return Terms(self.names, both[0], both[1])
 
     def means(self, total: Terms | None = None) -> dict[str, Tensor]:
-        """{term: mean over its rows}, 0 for a term without rows. With the `total` of all ranks, over the rows of all, and
-        scaled by the number of ranks, since DDP divides gradients by it."""
+        """{term: mean over its rows}, 0 for a term without rows. With the `total` of all ranks, over the rows of all,
+        and scaled by the number of ranks, since DDP divides gradients by it."""
         sums, rows = (self.sums, self.rows.detach()) if total is None else (self.sums * _ranks(), total.rows)
         return dict(zip(self.names, (sums / rows.where(rows > 0, torch.ones_like(rows))).unbind(), strict=True))
 
@@ -70,9 +70,10 @@ def _ranks() -> int:
 
 
 class Utilisation(nn.Module):
-    """The mean weight of each expert at each gate, over the rows of all ranks since it was last asked, row weights applied.
+    """The mean weight of each expert at each gate, over the rows of all ranks since it was last asked.
 
-    Kept on the device as sums, `used`, (experts of all gates,), so that a step waits for nothing; saved in checkpoints.
+    Row weights count. Kept on the device as sums, `used`, (experts of all gates,), so that a step waits for nothing;
+    saved in checkpoints.
     """
 
     used: Tensor
@@ -130,6 +131,15 @@ class TermMeans(Metric):
         return {"loss": loss, **{f"loss/{name}": value for name, value in terms.items()}}
 
 
+@runtime_checkable
+class Curved(Protocol):
+    """A metric that has a picture."""
+
+    def curve(self) -> Mapping[str, Tensor]:
+        """`{predicted, observed, rows}`, (points,) each."""
+        ...
+
+
 class Judge(nn.Module):
     """All metrics of all spaces, and the loss.
 
@@ -152,7 +162,7 @@ class Judge(nn.Module):
         self.spaces = dict(spaces)
         self.metrics = nn.ModuleDict({s: nn.ModuleDict({n: m.clone() for n, m in metrics[s].items()}) for s in spaces})
         self.terms = terms
-        self._waiting: dict[str, list[Any]] = {space: [] for space in spaces}
+        self._waiting: dict[str, list[Scored | ScoredValue]] = {space: [] for space in spaces}
         self._rows_waiting = 0
 
     @torch.no_grad()
@@ -162,7 +172,7 @@ class Judge(nn.Module):
         labels = Labels(self.chain, batch.labels, batch.amounts)
         for name, space in self.spaces.items():
             if name in self.chain.expectations:
-                found: Any = _scored_value(p, batch, labels, space.stage, space.given)
+                found: Scored | ScoredValue = _scored_value(p, batch, labels, space.stage, space.given)
             else:
                 found = scored(p, batch, labels, *space)
             self._waiting[name].append(found)
@@ -180,7 +190,7 @@ class Judge(nn.Module):
         self._rows_waiting = 0
 
     def compute(self) -> dict[str, float]:
-        """{"loss": ..., "<space>/<metric>": ...}; NaN where something is undefined. Raises NonFiniteError as `update`."""
+        """{"loss": ..., "<space>/<metric>": ...}; NaN where something is undefined. Raises as `update`."""
         self._judge_waiting()
         found = {name: float(value) for name, value in self.terms.compute().items()}
         for space in self.spaces:
@@ -198,8 +208,9 @@ class Judge(nn.Module):
                 metric.reset()
 
     def _of(self, space: str) -> dict[str, Metric]:
-        metrics: Any = self.metrics[space]
-        return dict(metrics.items())
+        metrics = self.metrics[space]
+        assert isinstance(metrics, nn.ModuleDict), "as built"
+        return {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
 
     def curves(self) -> dict[str, dict[str, list[float]]]:
         """`{space: {predicted, observed, rows}}` of every calibration metric, for a picture."""
@@ -207,10 +218,8 @@ class Judge(nn.Module):
         found = {}
         for space in self.spaces:
             for metric in self._of(space).values():
-                if hasattr(metric, "curve"):
-                    judged: Any = metric
-                    curve: Mapping[str, Tensor] = judged.curve()
-                    found[space] = {k: v.tolist() for k, v in curve.items()}
+                if isinstance(metric, Curved):
+                    found[space] = {k: v.tolist() for k, v in metric.curve().items()}
         return found
 
 
@@ -253,14 +262,15 @@ def _scored_value(p: Probabilities, batch: Batch, labels: Labels, amount: str, g
     return ScoredValue(p.value(amount, given)[rows], observed[rows], batch.weights[rows], extras)
 
 
-def _together(pieces: list[Any]) -> Any:
+def _together(pieces: Sequence[Scored | ScoredValue]) -> Scored | ScoredValue:
     """Several Scored, or ScoredValue, as one."""
     first, *rest = pieces
     if not rest:
         return first
-    found = {f.name: [getattr(p, f.name) for p in pieces] for f in fields(first) if f.init}
-    extras = {name: torch.cat([e[name] for e in found["extras"]]) for name in first.extras}
-    return replace(first, **{n: extras if n == "extras" else torch.cat(columns) for n, columns in found.items()})
+    names = [f.name for f in fields(first) if f.init and f.name != "extras"]
+    columns: dict[str, Tensor] = {name: torch.cat([getattr(p, name) for p in pieces]) for name in names}
+    extras = {name: torch.cat([p.extras[name] for p in pieces]) for name in first.extras}
+    return type(first)(extras=extras, **columns)
 
 
 def check_finite(loss: Tensor, total: Terms, where: str) -> None:
@@ -268,6 +278,6 @@ def check_finite(loss: Tensor, total: Terms, where: str) -> None:
     if not (math.isfinite(float(loss)) and math.isfinite(float(total.sums.sum()))):
         values = ", ".join(f"{name} = {float(value):g}" for name, value in total.means().items())
         raise NonFiniteError(
-            f"{where}: the loss is {float(loss):g} ({values}). The last checkpoint has finite weights. Lower optimizer.lr, or"
-            " look for extreme numbers among the features."
+            f"{where}: the loss is {float(loss):g} ({values}). The last checkpoint has finite weights."
+            " Lower optimizer.lr, or look for extreme numbers among the features."
         )

@@ -1,15 +1,16 @@
 """The sparse half of Adam as one pass over the rows looked up, compiled by numba on first use and kept on disk.
 
-Rows go to threads in blocks, in turn: no row is written by two threads, nor a line of memory by many, and the look-ups of a
-row are summed in the order they were made, so the result does not depend on the threads. A mark for every row of the table
-says where its sum stands; it is cleared behind each step, so a step costs what it looks up, whatever the table's size. Rows
-lie far apart, and waiting for memory is most of the cost: each loop asks for the rows that it will need a little later.
+Rows go to threads in blocks, in turn: no row is written by two threads, nor a line of memory by many, and the look-ups
+of a row are summed in the order they were made, so the result does not depend on the threads. A mark for every row of
+the table says where its sum stands; it is cleared behind each step, so a step costs what it looks up, whatever the
+table's size. Rows lie far apart, and waiting for memory is most of the cost: each loop asks for the rows that it will
+need a little later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import numba
 import numpy as np
@@ -22,9 +23,21 @@ from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espace.training.missed import Missed
+from espace.training.missed import Floats, Missed, Options
 
-Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from numba.core.typing.templates import Signature
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made", covariant=True)
+
+Numbers: TypeAlias = NDArray[np.float32]
+Ids: TypeAlias = NDArray[np.int32] | NDArray[np.int64]
+Tensors: TypeAlias = tuple[Numbers, Numbers, Numbers, NDArray[np.int32]]  # table, moments, last steps
+Gradient: TypeAlias = tuple[Ids, Numbers]
+StepRoom: TypeAlias = tuple[NDArray[np.int32], NDArray[np.int64], Numbers]  # marks, look-ups found, sums
+Room: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32]]  # look-ups found, their last steps
+Steps: TypeAlias = tuple[Floats, Floats, Floats, Floats, int, int]  # sizes, roots, rules, fades, window, step
 
 _FEW = 4_096  # look-ups that are not worth a second thread
 _MOST_THREADS: int = vars(numba.config)["NUMBA_NUM_THREADS"]
@@ -33,25 +46,49 @@ _AHEAD = 16  # rows from the one in hand to the one that memory is asked for
 
 
 def load() -> None:
-    """Load what `RowAdam` runs, or compile it where it never ran: half a second, or ten, for a thread beside other work."""
-    options = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1.0, "weight_decay": 0.0}
+    """Load what `RowAdam` runs, or compile it where it never ran: half a second, or ten, in a thread."""
+    options: Options = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1.0, "weight_decay": 0.0}
     number, row = torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)
     rows = RowAdam(number, {"exp_avg": number, "exp_avg_sq": number, "seen": row.int()})
     rows.step(torch.sparse_coo_tensor(row[None], number, check_invariants=False), torch.ones(()), options)
     rows.catch_up(row, Missed(options, 0), options)
-    pairs: tuple[tuple[Any, Any], ...] = (_step, _step_in_threads), (_catch_up, _catch_up_in_threads)
+    pairs: tuple[tuple[Kernel[..., None], Kernel[..., None]], ...] = (
+        (_step, _step_in_threads),
+        (_catch_up, _catch_up_in_threads),
+    )
     for alone, together in pairs:
         together.compile((*alone.signatures[0][:-2], types.int64))
 
 
-def _compiled(**options: Any) -> Callable[[Kernel], Kernel]:
+class Kernel(Protocol[Given, Made]):
+    """What numba makes of a function."""
+
+    @property
+    def signatures(self) -> Sequence[tuple[types.Type, ...]]:
+        """The types for which it is compiled."""
+        ...
+
+    def compile(self, sig: tuple[types.Type, ...], /) -> object:
+        """Compile it for these types."""
+        ...
+
+    def __call__(self, *args: Given.args, **kwargs: Given.kwargs) -> Made:
+        """What the function gives."""
+        ...
+
+
+def _compiled(
+    inline: Literal["never", "always"] = "never", parallel: bool = False
+) -> Callable[[Callable[Given, Made]], Kernel[Given, Made]]:
     """Compiled by numba on first use and kept on disk, or not kept where there is no place for it."""
 
-    def made(function: Kernel) -> Kernel:
+    def made(function: Callable[Given, Made]) -> Kernel[Given, Made]:
+        found: Kernel[Given, Made]
         try:
-            return cast("Kernel", njit(error_model="numpy", cache=True, **options)(function))
+            found = njit(error_model="numpy", cache=True, inline=inline, parallel=parallel)(function)
         except RuntimeError:
-            return cast("Kernel", njit(error_model="numpy", **options)(function))
+            found = njit(error_model="numpy", inline=inline, parallel=parallel)(function)
+        return found
 
     return made
 
@@ -61,8 +98,8 @@ class RowAdam:
 
     Args:
         table: the table.
-        state: its two moments "exp_avg" and "exp_avg_sq", (rows, width), and, where rows catch up, "seen", the last step that
-            each row has had, (rows,) int32.
+        state: its two moments "exp_avg" and "exp_avg_sq", (rows, width), and, where rows catch up, "seen", the last
+            step that each row has had, (rows,) int32.
     """
 
     def __init__(self, table: Tensor, state: Mapping[str, Tensor]) -> None:
@@ -72,7 +109,7 @@ class RowAdam:
         self._found, self._lasts = np.empty((0, 0), np.int64), np.empty((0, 0), np.int32)
         self._sums = np.empty((0, 0, 0), np.float32)
 
-    def step(self, grad: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
+    def step(self, grad: Tensor, step: Tensor, options: Options) -> None:
         """Step number `step`, (), on the rows of a sparse gradient, summed or not."""
         rows, grads = grad._indices()[0], grad._values().contiguous()
         threads = self._threads_for(len(rows))
@@ -81,7 +118,7 @@ class RowAdam:
         gradient, room = (rows.numpy(), grads.numpy()), (self._mark, self._found, self._sums)
         _run(threads, _step, _step_in_threads, self._tensors, gradient, room, _numbers(options), int(step))
 
-    def catch_up(self, rows: Tensor, missed: Missed, options: Mapping[str, Any]) -> None:
+    def catch_up(self, rows: Tensor, missed: Missed, options: Options) -> None:
         """Bring `rows`, (n,), through all steps that they have missed."""
         threads, room = self._threads_for(len(rows)), (self._found, self._lasts)
         steps = missed.sizes, missed.roots, missed.rules, missed.fades, missed.window, missed.step
@@ -96,7 +133,7 @@ class RowAdam:
         return threads
 
 
-def _run(threads: int, alone: Callable[..., None], together: Callable[..., None], *given: Any) -> None:
+def _run(threads: int, alone: Callable[..., None], together: Callable[..., None], *given: object) -> None:
     if threads == 1:
         alone(*given, 0, 1)
         return
@@ -106,13 +143,22 @@ def _run(threads: int, alone: Callable[..., None], together: Callable[..., None]
     torch.set_num_threads(of_torch)  # numba's threads are OpenMP's too: when they start, torch gets as many
 
 
-def _numbers(options: Mapping[str, Any]) -> NDArray[np.float64]:
+def _numbers(options: Options) -> Floats:
     """lr, beta1, beta2, eps, weight decay."""
     return np.array([options["lr"], *options["betas"], options["eps"], options["weight_decay"]])
 
 
 @_compiled(inline="always")
-def _row_step(table: Any, first: Any, second: Any, row: int, grad: Any, numbers: Any, size: Any, root: Any) -> None:
+def _row_step(
+    table: Numbers,
+    first: Numbers,
+    second: Numbers,
+    row: int,
+    grad: Numbers,
+    numbers: Floats,
+    size: np.float32,
+    root: np.float32,
+) -> None:
     """One step of one row, in the order of operations of torch's fused kernel. `grad` is (width,)."""
     back1, back2 = np.float32(1.0 - numbers[1]), np.float32(1.0 - numbers[2])
     beta2, eps, decay = np.float32(numbers[2]), np.float32(numbers[3]), np.float32(numbers[4])
@@ -124,15 +170,15 @@ def _row_step(table: Any, first: Any, second: Any, row: int, grad: Any, numbers:
 
 
 @_compiled()
-def _corrections(numbers: Any, step: int) -> Any:
+def _corrections(numbers: Floats, step: int) -> tuple[np.float32, np.float32]:
     """The step size and the root of the second bias correction, float32."""
     return np.float32(numbers[0] / (1.0 - numbers[1] ** step)), np.float32(np.sqrt(1.0 - numbers[2] ** step))
 
 
-def _request(context: Any, array: Any, row: Any) -> Any:
-    """Let memory bring the first and the last number of a row of `array`, (rows,) or (rows, width): a hint, without an effect."""
+def _request(context: object, array: types.Array, row: types.Integer) -> tuple[Signature, Callable[..., object]]:
+    """Let memory bring the first and the last number of a row of `array`, (rows,) or (rows, width): a hint."""
 
-    def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
+    def generate(target: Any, builder: ir.IRBuilder, signature: Signature, given: Sequence[ir.Value]) -> object:
         kind, (_, number) = signature.args[0], given
         int32, int64, pointer = ir.IntType(32), ir.IntType(64), cgutils.voidptr_t
         made: Any = make_array  # numba has no types
@@ -149,12 +195,12 @@ def _request(context: Any, array: Any, row: Any) -> Any:
     return types.void(array, row), generate
 
 
-_ask_for: Any = intrinsic(_request)
+_ask_for: Any = intrinsic(_request)  # numba's types say that a call never returns
 
 
 @_compiled()
-def _own(rows: Any, thread: int, threads: int, found: Any) -> int:
-    """Write the positions of this thread's look-ups among `rows`, (n,), into `found`, (n,); returns how many there are."""
+def _own(rows: Ids, thread: int, threads: int, found: NDArray[np.int64]) -> int:
+    """Write the positions of this thread's look-ups among `rows`, (n,), into `found`, (n,); returns how many."""
     count = 0
     for i in range(len(rows)):
         found[count] = i
@@ -163,7 +209,9 @@ def _own(rows: Any, thread: int, threads: int, found: Any) -> int:
 
 
 @_compiled()
-def _step(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, thread: int, threads: int) -> None:
+def _step(
+    tensors: Tensors, gradient: Gradient, room: StepRoom, numbers: Floats, step: int, thread: int, threads: int
+) -> None:
     table, first, second, seen = tensors
     rows, grads = gradient
     mark, founds, sums_of = room
@@ -196,7 +244,9 @@ def _step(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, threa
 
 
 @_compiled()
-def _catch_up(tensors: Any, rows: Any, room: Any, steps: Any, numbers: Any, thread: int, threads: int) -> None:
+def _catch_up(
+    tensors: Tensors, rows: Ids, room: Room, steps: Steps, numbers: Floats, thread: int, threads: int
+) -> None:
     table, first, second, seen = tensors
     found, lasts, count = room[0][thread], room[1][thread], 0
     rules, fades, step, eps = steps[2], steps[3], steps[5], np.float32(numbers[3])
@@ -227,7 +277,7 @@ def _catch_up(tensors: Any, rows: Any, room: Any, steps: Any, numbers: Any, thre
 
 
 @_compiled()
-def _sum(table: Any, first: Any, second: Any, last: int, gap: int, steps: Any, numbers: Any) -> None:
+def _sum(table: Numbers, first: Numbers, second: Numbers, last: int, gap: int, steps: Steps, numbers: Floats) -> None:
     """The sum that `Missed` tells of, term by term, for one row: table, first and second are (width,)."""
     sizes, roots, _, fades, window, _ = steps
     if not first.any():
@@ -244,12 +294,14 @@ def _sum(table: Any, first: Any, second: Any, last: int, gap: int, steps: Any, n
 
 
 @_compiled(parallel=True)
-def _step_in_threads(tensors: Any, gradient: Any, room: Any, numbers: Any, step: int, threads: int) -> None:
+def _step_in_threads(
+    tensors: Tensors, gradient: Gradient, room: StepRoom, numbers: Floats, step: int, threads: int
+) -> None:
     for thread in prange(threads):
         _step(tensors, gradient, room, numbers, step, thread, threads)
 
 
 @_compiled(parallel=True)
-def _catch_up_in_threads(tensors: Any, rows: Any, room: Any, steps: Any, numbers: Any, threads: int) -> None:
+def _catch_up_in_threads(tensors: Tensors, rows: Ids, room: Room, steps: Steps, numbers: Floats, threads: int) -> None:
     for thread in prange(threads):
         _catch_up(tensors, rows, room, steps, numbers, thread, threads)

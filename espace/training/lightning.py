@@ -46,7 +46,7 @@ class Training(pl.LightningModule):
         optimizer: options of LazyAdam.
         seed: every step's random numbers are drawn from (seed, step, rank), so that a resumed run draws the same.
         artefact: plain values that travel in every checkpoint under "espace".
-        graphs: on a CUDA device steps become graphs; what it is called with, one line, says why not. None: they never do.
+        graphs: on a CUDA device steps become graphs; it is called with a line that says why not. None: they never do.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Training(pl.LightningModule):
         judge: Judge,
         optimizer: Mapping[str, Any],
         seed: int,
-        artefact: Mapping[str, Any],
+        artefact: Mapping[str, object],
         graphs: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Training(pl.LightningModule):
         self._settle()
 
     def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self, optimizer: object, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip by the norm over dense and sparse gradients together, without a pass over a table.
 
@@ -108,8 +108,9 @@ class Training(pl.LightningModule):
             norm = clip_grad_norm(self.parameters(), gradient_clip_val)
             if norm.device.type == "cpu" and not torch.isfinite(norm):
                 raise NonFiniteError(
-                    f"step {self.global_step + 1}: the norm of the gradient is {float(norm):g}. The last checkpoint has finite"
-                    " weights. Lower optimizer.lr, or look for extreme numbers among the features."
+                    f"step {self.global_step + 1}: the norm of the gradient is {float(norm):g}."
+                    " The last checkpoint has finite weights. Lower optimizer.lr, or look for extreme numbers among"
+                    " the features."
                 )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -123,8 +124,8 @@ class Training(pl.LightningModule):
             torch.cuda.manual_seed(seed)
 
     def on_train_start(self) -> None:
-        """Steps that can become graphs do: those of one process on a CUDA device, with every batch a step of its own."""
-        trainer: Any = self.trainer
+        """Steps that can become graphs do: those of one process on a CUDA device, each with one batch."""
+        trainer = self.trainer
         alone = isinstance(trainer.strategy, SingleDeviceStrategy) and trainer.accumulate_grad_batches == 1
         if self._tell_graphs and self.device.type == "cuda" and alone and trainer.precision != "16-mixed":
             self._graphed = Graphed(self._losses, self, self._tell_graphs)
@@ -143,7 +144,7 @@ class Training(pl.LightningModule):
             self._window = None
         return found.loss.detach() if self._has_gradients else found.loss
 
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    def backward(self, loss: Tensor, *args: object, **kwargs: object) -> None:
         """Gradients, unless the step has them already."""
         if self._has_gradients and self._graphed is not None:
             self._graphed.give_gradients()
@@ -160,7 +161,7 @@ class Training(pl.LightningModule):
 
     def _logs_now(self) -> bool:
         """Whether the optimiser's step comes with this batch, and a line with this step."""
-        trainer: Any = self.trainer
+        trainer: Any = self.trainer  # Lightning gives it `log_every_n_steps` without a type
         every: int = trainer.log_every_n_steps
         return every > 0 and (self.global_step + 1) % every == 0 and not self.trainer.fit_loop._should_accumulate()
 

@@ -13,8 +13,8 @@ _KEPT, _LARGEST = 256 * _MIB, (64 * _MIB, 32 * _MIB)  # 32 MiB is the most that 
 def keep_freed() -> bool:
     """Let glibc keep up to 256 MiB that this process has freed, for arrays of up to 64 MiB; returns whether it will.
 
-    By default it hands large arrays back to the system at once, which then clears the same pages for the next step. Nothing
-    happens with another C library, nor where the environment tunes malloc already.
+    By default it hands large arrays back to the system at once, which then clears the same pages for the next step.
+    Nothing happens with another C library, nor where the environment tunes malloc already.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False

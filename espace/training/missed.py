@@ -6,21 +6,23 @@ A row that was last brought to step t0, with moments m and v, misses the steps j
         =  m * sum over k of  w_k / (sqrt(v) u_k + eps)
     w_k = lr_j beta1^k / (1 - beta1^j),   u_k = sqrt(beta2^k / (1 - beta2^j))
 
-is what it moves. w and u hang on t0 alone, and u hardly changes while beta1^k lasts. So the sum is taken by the Gauss rule of two
-nodes for the weights w / u^2, which has their moments 0 to 3: it is exact where eps does not count and where nothing else does,
-and four numbers for every t0 are all that a row needs. Each step adds one k to the moments of every t0 within a window. (The
-steps are those of Kingma and Ba, ICLR 2015, algorithm 1; a Gauss rule from four moments is in any book on quadrature.)
+is what it moves. w and u hang on t0 alone, and u hardly changes while beta1^k lasts. So the sum is taken by the Gauss
+rule of two nodes for the weights w / u^2, which has their moments 0 to 3: it is exact where eps does not count and
+where nothing else does, and four numbers for every t0 are all that a row needs. Each step adds one k to the moments of
+every t0 within a window. (The steps are those of Kingma and Ba, ICLR 2015, algorithm 1; a Gauss rule from four moments
+is in any book on quadrature.)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 LAST = 1e-8  # of the first missed step's move; what comes after is not added
 SPREAD = 1e-2  # variance of u over its squared mean, up to which the rule holds to 5e-5
@@ -28,6 +30,15 @@ _NUMBERS, _STEPS = ("step", "start", "unruled", "settled"), ("sizes", "roots", "
 _ALIKE = 1e-12  # of the squared mean: the least variance, which u has by rounding alone
 
 Floats = NDArray[np.float64]
+
+
+class Options(TypedDict):
+    """What a step depends on besides gradients: the options of `LazyAdam`."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
 
 
 class Missed:
@@ -38,16 +49,16 @@ class Missed:
         window: how many missed steps count; more than there are where they never fade.
         sizes, roots: (steps + 1,) or longer, lr_j / (1 - beta1^j) and sqrt(1 - beta2^j) of step j.
         fades: (steps + 1, 2) or longer, beta1^k and beta2^k.
-        rules: (steps + 1, 4) or longer, a, x, b, y for which the sum is a / (sqrt(v) x + eps) + b / (sqrt(v) y + eps); a is -1
-            where it has to be added up.
+        rules: (steps + 1, 4) or longer, a, x, b, y for which the sum is a / (sqrt(v) x + eps) + b / (sqrt(v) y + eps);
+            a is -1 where it has to be added up.
         unruled: the last step without a rule for what follows.
         settled: a step that every row has had.
         start: the step from which on the steps are known.
         moments: (window, 4), the moments 0 to 3 of the last steps.
     """
 
-    def __init__(self, options: Mapping[str, Any], step: int) -> None:
-        self.betas: tuple[float, float] = options["betas"]
+    def __init__(self, options: Options, step: int) -> None:
+        self.betas = options["betas"]
         self.step = self.start = step
         self.unruled, self.settled = step - 1, 0
         beta1, beta2 = self.betas
@@ -89,18 +100,17 @@ class Missed:
         steps = slice(start, self.step + 1)
         return np.column_stack([self.rules[steps], self.sizes[steps], self.roots[steps], self.fades[steps]])
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, int | Tensor]:
         """Everything, to go on from."""
-        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        numbers: dict[str, int] = {name: getattr(self, name) for name in _NUMBERS}
         steps = {name: torch.from_numpy(getattr(self, name)[: self.step + 1].copy()) for name in _STEPS}
         return {**numbers, **steps, "moments": torch.from_numpy(self.moments.copy())}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Mapping[str, int | Tensor]) -> None:
         """Go on from `state()` of another, made with the same betas."""
-        for name in _NUMBERS:
-            setattr(self, name, state[name])
-        for name in (*_STEPS, "moments"):
-            setattr(self, name, state[name].numpy().copy())
+        for name in (*_NUMBERS, *_STEPS, "moments"):
+            found = state[name]
+            setattr(self, name, found.numpy().copy() if isinstance(found, Tensor) else found)
 
     def _make_room(self) -> None:
         more = self.step + 1_024

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sized
 
 import pytorch_lightning as pl
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from espace.training.lightning import Training
 
 _REFRESH = 20  # steps
 
@@ -20,11 +21,11 @@ class Narrator(pl.Callback):
         self.console = console
         self.quiet = quiet
         self._bar: Progress | None = None
-        self._task: Any = None
+        self._task = TaskID(0)
         self._since = 0.0
         self._rows = 0
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         """Begin."""
         self._since, self._rows = time.monotonic(), 0
         if self.console.is_terminal and not self.quiet and trainer.is_global_zero:
@@ -34,10 +35,13 @@ class Narrator(pl.Callback):
             self._task = self._bar.add_task("", total=None if total == float("inf") else int(total))
             self._bar.start()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object, batch: Sized, index: int
+    ) -> None:
         """Move the bar, not at every step."""
         self._rows += len(batch) * trainer.world_size
         if self._bar is not None and trainer.global_step % _REFRESH == 0:
+            assert isinstance(module, Training), "made together"
             self._bar.update(self._task, completed=trainer.global_step, description=self._losses(module.told))
 
     def _losses(self, told: Mapping[str, float]) -> str:
@@ -45,21 +49,22 @@ class Narrator(pl.Callback):
         found = {n.removeprefix("train/"): v for n, v in told.items() if n.startswith("train/loss")}
         return "  ".join([*(f"{n} {v:.4f}" for n, v in found.items()), f"{rate:,.0f} rows/s"])
 
-    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """A line."""
         if not trainer.is_global_zero:
             return
+        assert isinstance(module, Training), "made together"
         loss = module.told["val/loss"]
         line = f"step {trainer.global_step:>6,}  validation loss {loss:.5f}  AUC: {_told(module.told, 'auc')}"
         if ginis := _told(module.told, "gini"):
             line += f"  Gini: {ginis}"
         self.console.print(line, soft_wrap=True)  # one line in a log, however many probabilities there are
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, *_: object) -> None:
         """End."""
         self._stop()
 
-    def on_exception(self, *_: Any) -> None:
+    def on_exception(self, *_: object) -> None:
         """Leave the terminal as it was."""
         self._stop()
 

@@ -1,8 +1,8 @@
 """Adam for a model that is mostly tables: a dense gradient goes to torch's fused kernel, and of a table with a sparse
 gradient only the rows looked up are read or written. Nothing here passes over a whole table in a step.
 
-The rows are updated in one pass by a kernel, which numba compiles for a CPU and Triton for a GPU; without them, elsewhere, and
-for other numbers than float32, by torch.
+The rows are updated in one pass by a kernel, which numba compiles for a CPU and Triton for a GPU; without them,
+elsewhere, and for other numbers than float32, by torch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from espace.errors import EspaceError
-from espace.training.missed import Missed
-from espace.training.rows import TorchRows, adam_step, laid_out
+from espace.training.missed import Missed, Options
+from espace.training.rows import Rows, TorchRows, adam_step, laid_out
 from espace.training.sparse import rows_checked
 
 _SETTLED = 2**18  # rows at a time, so that the room they need does not grow with the table
@@ -31,23 +31,23 @@ class LazyAdam(torch.optim.Optimizer):
     """Adam (Kingma and Ba, ICLR 2015, algorithm 1), lazy where gradients are sparse.
 
     Of a table with a sparse gradient only the rows looked up change. The others keep their values and their moments:
-    a row's moments average the gradients of its own look-ups. The bias correction counts the steps of the whole table, as
-    in torch's SparseAdam, those in which no row was looked up included. The same input gives the same bits.
+    a row's moments average the gradients of its own look-ups. The bias correction counts the steps of the whole table,
+    as in torch's SparseAdam, those in which no row was looked up included. The same input gives the same bits.
 
     With `exact` a row looked up again first makes the steps it has missed, with a gradient of zero (see
-    `espace.training.missed`), so that the result is that of dense Adam, in each catching up to 5e-5 of its move. Whoever
-    looks rows up has to call `catch_up` before, and whoever reads a whole table `settle`. A table then needs sparse
-    gradients throughout.
+    `espace.training.missed`), so that the result is that of dense Adam, in each catching up to 5e-5 of its move.
+    Whoever looks rows up has to call `catch_up` before, and whoever reads a whole table `settle`. A table then needs
+    sparse gradients throughout.
 
     Args:
-        params: parameters or groups of them. Dense and sparse gradients may be mixed within a group, and a table may get
-            a sparse one in one step and a dense one in the next.
+        params: parameters or groups of them. Dense and sparse gradients may be mixed within a group, and a table may
+            get a sparse one in one step and a dense one in the next.
         lr, betas, eps: as in the paper.
         weight_decay: L2 added to the gradient; with a sparse gradient, to the rows looked up only.
         exact: whether rows catch up. Not with weight decay, which would be a gradient in every step missed.
 
-    Raises EspaceError for an option out of range, for `exact` with weight decay, and in `step` for a sparse gradient that is not
-    rows of a table.
+    Raises EspaceError for an option out of range, for `exact` with weight decay, and in `step` for a sparse gradient
+    that is not rows of a table.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LazyAdam(torch.optim.Optimizer):
         super().__init__(params, {**defaults, "fused": True, "exact": exact})
         if exact:
             for group in self.param_groups:
-                _refuse_decay(group)
+                _refuse_decay(_options(group))
         self._meet_tables()
 
     @overload
@@ -92,12 +92,12 @@ class LazyAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def catch_up(self, table: Tensor, rows: Tensor) -> None:
-        """Let `rows` of `table`, any shape, duplicates allowed, make the steps they have missed, before they are looked up."""
+        """Let `rows` of `table`, any shape, duplicates allowed, make the steps they have missed, before a look-up."""
         if table in self._missed:
             self._rows_of(table).catch_up(rows.flatten(), self._missed[table], self._used[table])
 
     def settle(self) -> None:
-        """Let all rows of all tables make the steps they have missed: a pass over whole tables, for whoever reads them."""
+        """Let all rows of all tables make the steps they have missed: a pass over whole tables."""
         for table, missed in self._missed.items():
             for first in range(0, len(table), _SETTLED):
                 self.catch_up(table, torch.arange(first, min(first + _SETTLED, len(table)), device=table.device))
@@ -125,15 +125,15 @@ class LazyAdam(torch.optim.Optimizer):
         self._meet_tables()
 
     def _meet_tables(self) -> None:
-        self._rows: dict[Tensor, tuple[int, Any]] = {}  # of a table: where it is, and what updates it
+        self._rows: dict[Tensor, tuple[int, Rows]] = {}  # of a table: where it is, and what updates it
         self._missed: dict[Tensor, Missed] = {}  # of tables whose rows catch up
-        self._used: dict[Tensor, dict[str, Any]] = {}  # the options of their last step
+        self._used: dict[Tensor, Options] = {}  # the options of their last step
         for group in self.param_groups:
             for p in (p for p in group["params"] if "seen" in self.state.get(p, {})):
                 self.state[p]["seen"] = self.state[p]["seen"].int()  # torch loads it as a float
                 self._meet(p, _options(group), int(self.state[p]["step"]))
 
-    def _meet(self, table: Tensor, options: dict[str, Any], step: int) -> None:
+    def _meet(self, table: Tensor, options: Options, step: int) -> None:
         """From this step on the rows of a table miss steps with these options."""
         _refuse_decay(options)
         self._missed[table], self._used[table] = Missed(options, step), options
@@ -144,13 +144,13 @@ class LazyAdam(torch.optim.Optimizer):
         with _beside(dense) if tables else nullcontext():
             if dense:
                 grads = [laid_out(p.grad, p) for p in dense if p.grad is not None]
-                adam_step(dense, grads, [self._state_of(p) for p in dense], group)
+                adam_step(dense, grads, [self._state_of(p) for p in dense], _options(group))
         for table in tables:
             self._step_rows(table, _options(group))
         if dense and dense[0].is_cuda:
             torch.cuda.current_stream(dense[0].device).wait_stream(_side(dense[0].device))
 
-    def _step_rows(self, table: Tensor, options: dict[str, Any]) -> None:
+    def _step_rows(self, table: Tensor, options: Options) -> None:
         """One step on the rows of `table`, (rows, width), that its sparse gradient names."""
         grad = rows_checked(table.grad)
         state = self._state_of(table)
@@ -159,7 +159,7 @@ class LazyAdam(torch.optim.Optimizer):
         state["step"] += 1
         self._rows_of(table).step(grad, state["step"], options)
 
-    def _miss_no_step(self, table: Tensor, rows: Tensor, options: dict[str, Any]) -> None:
+    def _miss_no_step(self, table: Tensor, rows: Tensor, options: Options) -> None:
         """Before a step on `rows`, of which other ranks have looked up some."""
         if table not in self._missed:
             self._meet(table, options, 0)
@@ -170,12 +170,12 @@ class LazyAdam(torch.optim.Optimizer):
             self.catch_up(table, rows)
         self._missed[table].add(options["lr"])
 
-    def _rows_of(self, table: Tensor) -> Any:
+    def _rows_of(self, table: Tensor) -> Rows:
         """What updates rows of a table."""
         place, kept = table.data_ptr(), self._rows.get(table)
         if kept is None or kept[0] != place:  # a trainer moves table and state when it ends
             kernels = _kernels(table.device.type) if table.dtype == torch.float32 else None
-            kind: Any = TorchRows if kernels is None else kernels.RowAdam
+            kind: Callable[[Tensor, Mapping[str, Tensor]], Rows] = TorchRows if kernels is None else kernels.RowAdam
             self._rows[table] = kept = place, kind(table, self.state[table])
         return kept[1]
 
@@ -192,8 +192,8 @@ class LazyAdam(torch.optim.Optimizer):
 
 
 def settle(parameters: Sequence[nn.Parameter], saved: Mapping[str, Any]) -> None:
-    """Let the tables among `parameters` catch up as the LazyAdam would whose `state_dict()` is `saved`; it may have had more
-    parameters behind these."""
+    """Let the tables among `parameters` catch up as the LazyAdam would whose `state_dict()` is `saved`; it may have had
+    more parameters behind these."""
     tables = [i for i in saved.get("missed", {}) if i < len(parameters)]
     if not tables:
         return
@@ -223,16 +223,16 @@ def _side(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+def _options(group: Mapping[str, Any]) -> Options:
     """What a step depends on besides gradients."""
-    return {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+    return {"lr": group["lr"], "betas": group["betas"], "eps": group["eps"], "weight_decay": group["weight_decay"]}
 
 
-def _refuse_decay(options: Mapping[str, Any]) -> None:
+def _refuse_decay(options: Options) -> None:
     if options["weight_decay"]:
         raise EspaceError(
-            f"optimizer: with weight_decay {options['weight_decay']:g} dense Adam moves every row in every step, so rows cannot"
-            " catch up. Use tables: lazy, where only rows looked up decay, or dense."
+            f"optimizer: with weight_decay {options['weight_decay']:g} dense Adam moves every row in every step,"
+            " so rows cannot catch up. Use tables: lazy, where only rows looked up decay, or dense."
         )
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 
 
-def default_precision(accelerator: Any = "auto") -> str:
-    """$ESPACE_PRECISION if it is set. Else `bf16-mixed` where products of bfloat16 matrices have units of their own (AMX on a
-    CPU, tensor cores from Ampere on), else `32-true`. `accelerator` is Lightning's option.
+def default_precision(accelerator: object = "auto") -> str:
+    """$ESPACE_PRECISION if it is set. Else `bf16-mixed` where products of bfloat16 matrices have units of their own
+    (AMX on a CPU, tensor cores from Ampere on), else `32-true`. `accelerator` is Lightning's option.
 
     A CPU that has bfloat16 vectors only multiplies float32 matrices faster.
     """
@@ -27,7 +26,7 @@ def _has_amx() -> bool:
     return bool(asked and asked())
 
 
-def autocast(precision: Any, device: torch.device | str) -> AbstractContextManager[Any]:
+def autocast(precision: object, device: torch.device | str) -> AbstractContextManager[object]:
     """What a model trained with `precision`, of Lightning's trainer, is to be evaluated in."""
     kinds = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
     kind = kinds.get(str(precision))

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from espace.training.missed import Missed
+from espace.training.missed import Missed, Options
 from espace.training.sparse import summed, summed_on_device
 
 _FUSED_DEVICES = ("cpu", "cuda")
-
-
 _BLOCK_FLOATS = 2**15  # of a table at a time on a CPU, so that they, their gradient and both moments stay in its cache
+
+
+class Rows(Protocol):
+    """Adam on rows of one table: `TorchRows`, or the `RowAdam` of a kind of device."""
+
+    def step(self, grad: Tensor, step: Tensor, options: Options) -> None:
+        """Step number `step`, (), on the rows of a sparse gradient."""
+        ...
+
+    def catch_up(self, rows: Tensor, missed: Missed, options: Options) -> None:
+        """Bring `rows`, (n,), through all steps that they have missed."""
+        ...
 
 
 class TorchRows:
@@ -25,7 +35,7 @@ class TorchRows:
         self._stored = {"param": table, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
         self._seen = state.get("seen")
 
-    def step(self, grad: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
+    def step(self, grad: Tensor, step: Tensor, options: Options) -> None:
         """Step number `step`, (), on the rows of a sparse gradient."""
         for rows, values in _blocks(summed(grad)) if grad.device.type == "cpu" else [summed_on_device(grad)]:
             block = self._read(rows) | {"step": step - 1}
@@ -34,7 +44,7 @@ class TorchRows:
             if self._seen is not None:
                 self._seen.index_copy_(0, rows, step.int().expand(len(rows)))
 
-    def catch_up(self, rows: Tensor, missed: Missed, options: Mapping[str, Any]) -> None:
+    def catch_up(self, rows: Tensor, missed: Missed, options: Options) -> None:
         """Bring `rows`, (n,), through all steps that they have missed."""
         assert self._seen is not None, "kept where rows catch up"
         rows = rows.long()  # on a device some stand there twice, and are written twice alike
@@ -51,9 +61,7 @@ class TorchRows:
             t.index_copy_(0, rows, block[name])
 
 
-def _brought(
-    block: Mapping[str, Tensor], last: Tensor, missed: Missed, options: Mapping[str, Any]
-) -> dict[str, Tensor]:
+def _brought(block: Mapping[str, Tensor], last: Tensor, missed: Missed, options: Options) -> dict[str, Tensor]:
     """Rows, (n, width) each, that were last at step `last`, (n,), through the steps that they have missed."""
     param, first, second = (block[name] for name in ("param", "exp_avg", "exp_avg_sq"))
     (beta1, beta2), root = options["betas"], second.sqrt()
@@ -71,7 +79,7 @@ def _brought(
     }
 
 
-def _sum(moments: tuple[Tensor, Tensor], last: Tensor, missed: Missed, options: Mapping[str, Any]) -> Tensor:
+def _sum(moments: tuple[Tensor, Tensor], last: Tensor, missed: Missed, options: Options) -> Tensor:
     """The sum that `Missed` tells of, term by term; `moments` are m and sqrt(v), (n, width) each."""
     first, root = moments
     (beta1, beta2), moved = options["betas"], torch.zeros_like(root)
@@ -91,9 +99,7 @@ def _blocks(grad: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(torch.split(rows, size), torch.split(values, size), strict=True)
 
 
-def adam_step(
-    params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tensor]], options: Mapping[str, Any]
-) -> None:
+def adam_step(params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tensor]], options: Options) -> None:
     """One step of torch's Adam, in place; counts the step."""
     adam(
         _by_memory(params),

@@ -46,8 +46,9 @@ def rows_checked(grad: Tensor | None) -> Tensor:
     assert grad is not None, "asked of what has one"
     if grad.dim() != 2 or grad.sparse_dim() != 1:
         raise EspaceError(
-            f"optimizer: a sparse gradient of shape {tuple(grad.shape)} has {grad.sparse_dim()} sparse dimensions; it has"
-            " to be rows of a table (rows, width), as nn.Embedding(sparse=True) gives. Make it dense with grad.to_dense()."
+            f"optimizer: a sparse gradient of shape {tuple(grad.shape)} has {grad.sparse_dim()} sparse dimensions;"
+            " it has to be rows of a table (rows, width), as nn.Embedding(sparse=True) gives. Make it dense with"
+            " grad.to_dense()."
         )
     return grad
 
@@ -63,8 +64,9 @@ def summed(grad: Tensor) -> Tensor:
 
 
 def summed_on_device(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows, (n,), and the sums of their look-ups, (n, width): each row once, and the last one again until there are as many
-    as look-ups. So no shape depends on numbers, and the host does not wait for the device to tell how many rows there are.
+    """Rows, (n,), and the sums of their look-ups, (n, width): each row once, and the last one again until there are as
+    many as look-ups. So no shape depends on numbers, and the host does not wait for the device to tell how many rows
+    there are.
     """
     rows, values = grad._indices()[0], grad._values()
     if not len(rows):

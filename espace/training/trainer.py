@@ -1,4 +1,4 @@
-"""Lightning's Trainer as espace sets it up: its options checked, its checkpoints whole or not at all, metrics in a file."""
+"""Lightning's Trainer as espace sets it up: its options checked, its checkpoints whole, its metrics in a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
@@ -23,6 +23,9 @@ from espace.config.validate import describe, did_you_mean_or_home
 from espace.config.yamlfile import show
 from espace.errors import ConfigError
 from espace.training.checkpoint import read_checkpoint, write_checkpoint
+
+if TYPE_CHECKING:
+    from torch.serialization import MAP_LOCATION
 
 _OURS = {
     "logger": "metrics always go to metrics.csv and TensorBoard in the run folder",
@@ -43,17 +46,21 @@ _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unuse
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints through `espace.training.checkpoint`: whole or not at all, checked, never running code."""
+    """Lightning's checkpoints through `espace.training.checkpoint`: whole or not at all, checked, without code."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: Mapping[str, object], path: str | Path, storage_options: object = None
+    ) -> None:
         """Write `checkpoint`. Raises RunError."""
         write_checkpoint(checkpoint, Path(path))
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+    def load_checkpoint(
+        self, path: str | Path, map_location: MAP_LOCATION = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read a checkpoint. Raises RunError."""
         return read_checkpoint(Path(path), map_location or "cpu")
 
-    def remove_checkpoint(self, path: Any) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         """Remove it with its digest."""
         for file in (Path(path), Path(f"{path}.sha256")):
             file.unlink(missing_ok=True)
@@ -76,7 +83,7 @@ class MetricsFile(Logger):
         """Lightning wants one."""
         return ""
 
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+    def log_hyperparams(self, *_: object, **__: object) -> None:
         """config.yaml has them."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -103,7 +110,7 @@ class MetricsFile(Logger):
             os.truncate(self.path, min(size, self.path.stat().st_size))
 
 
-def trainer_problems(options: Mapping[str, Any]) -> list[str]:
+def trainer_problems(options: Mapping[str, object]) -> list[str]:
     """What is wrong with the keys of `trainer:`, against Lightning's own signature."""
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", *_OURS}
     found = [f"trainer.{k}: espace sets it; {_OURS[k]}." for k in options if k in _OURS]
@@ -116,13 +123,13 @@ def trainer_problems(options: Mapping[str, Any]) -> list[str]:
         )
     if str(options.get("precision")) in _NARROW:
         found.append(
-            f"trainer.precision: with {options['precision']} the weights lose what a step adds. Set bf16-mixed: its weights"
-            " have 32 bits."
+            f"trainer.precision: with {options['precision']} the weights lose what a step adds."
+            " Set bf16-mixed: its weights have 32 bits."
         )
     if options.get("strategy", "auto") not in _STRATEGIES:
         found.append(
-            f"trainer.strategy: {options['strategy']!r} is not possible: every rank has whole tables, and runs the command"
-            f" itself. Known: {', '.join(_STRATEGIES)}."
+            f"trainer.strategy: {options['strategy']!r} is not possible: every rank has whole tables, and"
+            f" runs the command itself. Known: {', '.join(_STRATEGIES)}."
         )
     return found + _mistyped(options)
 
@@ -155,22 +162,23 @@ def make_trainer(
         raise ConfigError(f"trainer: Lightning refuses these options: {error}") from error
 
 
-def _mistyped(options: Mapping[str, Any]) -> list[str]:
+def _mistyped(options: Mapping[str, object]) -> list[str]:
     """Values of no plain type that the signature of Lightning's trainer names: it would find out late, or never."""
     found = []
     for name, hint in typing.get_type_hints(pl.Trainer.__init__).items():
         kinds = typing.get_args(hint) if typing.get_origin(hint) is typing.Union else (hint,)
         plain = tuple(k for k in kinds if typing.get_origin(k) or k in (int, float, str, bool, type(None)))
         if name in options and plain and not any(_fits(options[name], kind) for kind in plain):
-            found.append(f"trainer.{name}: {show(options[name])} is not {describe(typing.Union[plain])}.")  # noqa: UP007
+            wanted = describe(typing.Union[plain])  # noqa: UP007
+            found.append(f"trainer.{name}: {show(options[name])} is not {wanted}.")
     return found
 
 
-def _fits(value: object, kind: Any) -> bool:
+def _fits(value: object, kind: object) -> bool:
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
     kind = typing.get_origin(kind) or kind
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    return isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 @contextmanager

@@ -1,23 +1,23 @@
 """The sparse half of Adam on a GPU as one pass over the rows looked up, compiled by Triton on first use.
 
-Look-ups are sorted by row, and a program takes some of them one after the other, adds up those of each row, and moves the rows
-that begin and end with it. Of a row that goes on in the next programs each leaves its sum, and a second pass adds those up.
-So nobody waits for anybody, a row of a hundred thousand look-ups costs little more than as many rows, and the same look-ups
-give the same bits. A program is one warp with a column for each thread: what is skipped for one row costs the others nothing.
+Look-ups are sorted by row, and a program takes some of them one after the other, adds up those of each row, and moves
+the rows that begin and end with it. Of a row that goes on in the next programs each leaves its sum, and a second pass
+adds those up. So nobody waits for anybody, a row of a hundred thousand look-ups costs little more than as many rows,
+and the same look-ups give the same bits. A program is one warp with a column for each thread: what is skipped for one
+row costs the others nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from espace.training.missed import Missed
+from espace.training.missed import Missed, Options
 
 _LOOK_UPS = 64  # that a program takes
 _CUT = 32  # sums of a row that are added at a time
@@ -31,8 +31,8 @@ class RowAdam:
 
     Args:
         table: the table.
-        state: its two moments "exp_avg" and "exp_avg_sq", (rows, width), its count of steps "step", (), and, where rows catch
-            up, "seen", the last step that each row has had, (rows,) int32.
+        state: its two moments "exp_avg" and "exp_avg_sq", (rows, width), its count of steps "step", (), and, where rows
+            catch up, "seen", the last step that each row has had, (rows,) int32.
     """
 
     def __init__(self, table: Tensor, state: Mapping[str, Tensor]) -> None:
@@ -42,7 +42,7 @@ class RowAdam:
         self._known = 0  # steps of it that stand in _steps
         self._steps = table.new_empty(0, 8)  # as `Missed.table`
 
-    def step(self, grad: Tensor, step: Tensor, options: Mapping[str, Any]) -> None:
+    def step(self, grad: Tensor, step: Tensor, options: Options) -> None:
         """Step number `step`, (), on the rows of a sparse gradient, summed or not."""
         rows, grads = grad._indices()[0], grad._values().contiguous()
         n, width = grads.shape
@@ -58,7 +58,7 @@ class RowAdam:
         if self._missed is not None:
             self._learn(self._missed)
 
-    def catch_up(self, rows: Tensor, missed: Missed, options: Mapping[str, Any]) -> None:
+    def catch_up(self, rows: Tensor, missed: Missed, options: Options) -> None:
         """Bring `rows`, (n,), through all steps that they have missed."""
         assert self._seen is not None, "kept where rows catch up"
         self._learn(missed)
@@ -93,7 +93,7 @@ def _padded(width: int) -> int:
     return int(triton.next_power_of_2(width))
 
 
-def _numbers(options: Mapping[str, Any]) -> tuple[float, ...]:
+def _numbers(options: Options) -> tuple[float, ...]:
     """lr, the logarithms of both betas, what they leave of 1, beta2, eps, weight decay."""
     beta1, beta2 = options["betas"]
     logs = (math.log(beta) if beta else -math.inf for beta in (beta1, beta2))

@@ -12,6 +12,7 @@ import torch
 from espace.data.stream import module
 from espace.data.stream.stream import Stream
 from espace.errors import NonFiniteError
+from espace.runs import fitting
 from espace.runs.experiment import Experiment
 from espace.runs.fitting import Fitting
 from espace.runs.opening import prepare
@@ -42,7 +43,8 @@ def sending(monkeypatch):
             return plain(stream, *place)
 
         monkeypatch.setattr(Stream, "_windows", windows)
-        monkeypatch.setattr(module, "gpu_of", lambda trainer: trainer.strategy.root_device)
+        for place in (module, fitting):
+            monkeypatch.setattr(place, "gpu_of", lambda trainer: trainer.strategy.root_device)
         return found
 
     return start

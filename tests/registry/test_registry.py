@@ -141,7 +141,7 @@ def test_the_nearest_name_is_suggested() -> None:
 
 def test_the_built_in_parts_have_every_default() -> None:
     code = """
-        from espace import plugins
+        from espace.registry import registry as plugins
         from espace.config.schema import DEFAULTS, PARTS
         registry = plugins.load()
         for key, kind in PARTS.items():
@@ -426,7 +426,7 @@ def test_a_plugin_that_breaks_half_way_adds_nothing(install: Install, tmp_path: 
 # P6. Start-up
 
 
-@pytest.mark.parametrize("module", ["hookspecs", "plugins", "config"])
+@pytest.mark.parametrize("module", ["registry.hookspecs", "registry.registry", "config"])
 def test_importing_it_starts_neither_torch_nor_lightning(module: str) -> None:
     code = f"import sys, espace.{module}; print([m for m in ('torch', 'pytorch_lightning') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -33,8 +33,8 @@ def errors(
         found += [_violation(part, scan, chain, name, rows, limits) for name, rows in violations if rows]
     elif scan.tally.broken and policy != "drop":
         found.append(
-            f"{part.name}: {scan.tally.broken:,} rows contradict the chain in a way that data.violations: {policy} cannot"
-            " mend. Fix the labels, or set data.violations: drop."
+            f"{part.name}: {scan.tally.broken:,} rows contradict the chain in a way that data.violations: {policy}"
+            " cannot mend. Fix the labels, or set data.violations: drop."
         )
     if part.name != "train":
         return found
@@ -54,16 +54,18 @@ def _violation(part: Part, scan: Scan, chain: Chain, name: str, rows: int, limit
     mend = "Fix the labels, or set data.violations: drop."
     for v in chain.values:
         if name == v.amount:
-            what = f"{v.amount} other than 0 but {v.parent} = 0; in this chain {v.amount} is measured where {v.parent} happened"
-            return f"{of} have {what} (such as {places}). {mend}"
+            what = f"{v.amount} other than 0 but {v.parent} = 0"
+            where = f"in this chain {v.amount} is measured where {v.parent} happened"
+            return f"{of} have {what}; {where} (such as {places}). {mend}"
         if name == v.name:
             what = f"{v.amount} {_outside(*limits[v.amount])}, which its distribution does not have (such as {places})"
-            return f"{of} have {what}. Choose another stages.{v.amount}.kind, fix the column, or set data.violations: drop."
+            other = f"Choose another stages.{v.amount}.kind, fix the column, or set data.violations: drop."
+            return f"{of} have {what}. {other}"
     if name not in chain.stages:
         outcomes = next(t.outcomes for t in chain.transitions if t.name == name)
         return (
-            f"{of} have more than one of {', '.join(outcomes)}, but in this chain they exclude each other (such as {places})."
-            f" Fix the labels, declare independent transitions, or set data.violations: drop."
+            f"{of} have more than one of {', '.join(outcomes)}, but in this chain they exclude each other"
+            f" (such as {places}). Fix the labels, declare independent transitions, or set data.violations: drop."
         )
     parents = chain.parents(name)
     return (
@@ -80,13 +82,14 @@ def _outside(low: float, high: float) -> str:
 
 def _never(part: Part, scan: Scan, chain: Chain, labels: Mapping[str, str]) -> list[str]:
     return [
-        f"{part.name}: the label of '{stage}', column '{labels[stage]}', is never 1 in {scan.tally.stages[stage].known:,} known"
-        f" rows, so P({stage}) cannot be learnt. Check the column, or take '{stage}' out of the chain."
+        f"{part.name}: the label of '{stage}', column '{labels[stage]}', is never 1 in"
+        f" {scan.tally.stages[stage].known:,} known rows, so P({stage}) cannot be learnt."
+        f" Check the column, or take '{stage}' out of the chain."
         for stage in chain.labelled
         if scan.tally.kept and not scan.tally.stages[stage].positives
     ] + [
-        f"{part.name}: '{v.amount}', column '{labels[v.amount]}', is not known in any row where {v.parent} happened, so it"
-        f" cannot be learnt. Check the column, or take '{v.amount}' out of the chain."
+        f"{part.name}: '{v.amount}', column '{labels[v.amount]}', is not known in any row where {v.parent} happened, so"
+        f" it cannot be learnt. Check the column, or take '{v.amount}' out of the chain."
         for v in chain.values
         if scan.tally.kept and not scan.tally.amounts[v.amount].known
     ]
@@ -94,8 +97,8 @@ def _never(part: Part, scan: Scan, chain: Chain, labels: Mapping[str, str]) -> l
 
 def _leaks(scan: Scan, allow: Collection[str]) -> list[str]:
     return [
-        f"features.{name}: alone it tells '{stage}' with an AUC of {auc:.4f}, so it is most likely a copy of the label or made"
-        f" from it. Remove the feature, or list it in data.allow_leaks if it is known before the impression."
+        f"features.{name}: alone it tells '{stage}' with an AUC of {auc:.4f}, so it is most likely a copy of the label"
+        f" or made from it. Remove the feature, or list it in data.allow_leaks if it is known before the impression."
         for name, (stage, auc) in scan.leaks.items()
         if auc > _LEAK and name not in allow
     ]
@@ -104,8 +107,8 @@ def _leaks(scan: Scan, allow: Collection[str]) -> list[str]:
 def warnings(part: Part, scan: Scan, chain: Chain) -> list[str]:
     """What a user should know before trusting a run."""
     found = [
-        f"{part.name}: the labels of '{pair.replace('=', chr(39) + ' and ' + chr(39))}' never differ in {scan.tally.kept:,} rows."
-        " Is one a copy of the other?"
+        f"{part.name}: the labels of '{pair.replace('=', chr(39) + ' and ' + chr(39))}' never differ in"
+        f" {scan.tally.kept:,} rows. Is one a copy of the other?"
         for pair, rows in scan.tally.differ.items()
         if rows == 0 and scan.tally.kept
     ]
@@ -115,7 +118,8 @@ def warnings(part: Part, scan: Scan, chain: Chain) -> list[str]:
         if tally.positives == tally.known > 0
     ]
     found += [
-        f"{part.name}: {share:.0%} of the values of '{name}' were not seen in training; they share one 'unknown' vector."
+        f"{part.name}: {share:.0%} of the values of '{name}' were not seen in training; they share one 'unknown'"
+        " vector."
         for name, share in scan.unknown.items()
         if share > _UNKNOWN
     ]

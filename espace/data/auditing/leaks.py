@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,8 @@ from espace.data.encoding.vocabulary import key_of
 _ROWS = 200_000
 _POSITIVES = 20
 
+Counts = NDArray[np.bool_] | NDArray[np.int64]
+
 
 class LeakSample:
     """Keeps the scalar features and the labels of the first rows, and judges each feature by itself."""
@@ -29,7 +31,7 @@ class LeakSample:
         self._labels: list[NDArray[np.int8]] = []
 
     def add(self, table: Columns, labels: NDArray[np.int8]) -> None:
-        """See one piece; labels: (rows, stages but the root), -1 for unknown. Pieces after the first rows are ignored."""
+        """See one piece, ignored after the first rows; labels: (rows, stages but the root), -1 for unknown."""
         take = min(len(labels), _ROWS - self._rows)
         if take <= 0:
             return
@@ -48,17 +50,17 @@ class LeakSample:
 
         def judge(feature: Feature) -> tuple[str, float]:
             values = np.concatenate(self._values[feature.name]) if self._labels else np.empty(0)
-            auc: Callable[[NDArray[Any], NDArray[np.int8]], float] = _auc_of_number
+            auc: Callable[[NDArray[np.int8]], float] = partial(_auc_of_number, values)
             if values.dtype == np.int64:
-                values, auc = pa.array(values).dictionary_encode().indices.to_numpy(), _auc_of_category
-            by_stage = {s: auc(values, labels[:, i]) for i, s in enumerate(self.chain.stages[1:])}
+                auc = partial(_auc_of_category, pa.array(values).dictionary_encode().indices.to_numpy())
+            by_stage = {s: auc(labels[:, i]) for i, s in enumerate(self.chain.stages[1:])}
             return max(by_stage.items(), key=lambda found: found[1])
 
         judged = on_all_cores(judge, self.features)
         return {feature.name: found() for feature, found in zip(self.features, judged, strict=True)}
 
 
-def _auc_of_number(values: NDArray[np.float64], label: NDArray[np.int8]) -> float:
+def _auc_of_number(values: NDArray[np.number], label: NDArray[np.int8]) -> float:
     """AUC of a number, (rows,), either way round."""
     known = label >= 0
     auc = _auc(values[known], label[known] == 1, label[known] == 0)
@@ -66,8 +68,8 @@ def _auc_of_number(values: NDArray[np.float64], label: NDArray[np.int8]) -> floa
 
 
 def _auc_of_category(codes: NDArray[np.int32], label: NDArray[np.int8]) -> float:
-    """AUC, either way round, of a category's mean label in one half of the rows, drawn to the overall mean by one row, on the
-    other half. `codes`, (rows,), are categories as numbers from 0 on."""
+    """AUC, either way round, of a category's mean label in one half of the rows, drawn to the overall mean by one row,
+    on the other half. `codes`, (rows,), are categories as numbers from 0 on."""
     known = label >= 0
     codes, positive = codes[known], label[known] == 1
     learns = np.random.default_rng(0).random(len(codes)) < 0.5
@@ -78,9 +80,9 @@ def _auc_of_category(codes: NDArray[np.int32], label: NDArray[np.int8]) -> float
     return max(auc, 1 - auc)
 
 
-def _auc(scores: NDArray[np.float64], positives: NDArray[Any], negatives: NDArray[Any]) -> float:
-    """Exact AUC, ties counting one half (Mann-Whitney U), of scores with so many rows of either kind, (n,) each; 0.5 where
-    fewer than `_POSITIVES` are of one kind."""
+def _auc(scores: NDArray[np.number], positives: Counts, negatives: Counts) -> float:
+    """Exact AUC, ties counting one half (Mann-Whitney U), of scores with so many rows of either kind, (n,) each; 0.5
+    where fewer than `_POSITIVES` are of one kind."""
     unique, place = np.unique(scores, return_inverse=True)
     ups, downs = (np.bincount(place, weights=w, minlength=len(unique)) for w in (positives, negatives))
     if min(ups.sum(), downs.sum()) < _POSITIVES:

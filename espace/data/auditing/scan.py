@@ -7,17 +7,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from espace.chain.chain import Chain
 from espace.data.auditing.leaks import LeakSample
-from espace.data.auditing.tally import Tally
+from espace.data.auditing.tally import PlainTally, Tally
 from espace.data.encoding.columns import Feature, table_of
 from espace.data.encoding.encode import Encoder, NumberStats
-from espace.data.encoding.labels import Limits, Policy, resolve
+from espace.data.encoding.labels import Amounts, Column, Limits, Policy, resolve
 from espace.data.encoding.learn import Learner
 from espace.data.encoding.table import Columns, Extra, Problems
 from espace.data.encoding.vocabulary import UNKNOWN, Vocabulary, one_array
@@ -34,7 +34,8 @@ class Scan:
     """What one pass found.
 
     counts: rows that each piece keeps; missing: `{number feature: (missing or not finite, rows)}`;
-    leaks: `{feature: (stage, AUC of the feature alone)}`; unknown: `{feature: share of its values not in the vocabulary}`;
+    leaks: `{feature: (stage, AUC of the feature alone)}`;
+    unknown: `{feature: share of its values not in the vocabulary}`;
     weight: sum of the row weights, None where rows have none.
     """
 
@@ -65,7 +66,18 @@ class Task:
         return cache.digest(*facts, self.policy, self.weight, sorted(self.extras.items()), *more)
 
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+class _Saved(TypedDict):
+    """A `Scan` as JSON gives it back."""
+
+    tally: PlainTally
+    counts: list[int]
+    missing: dict[str, list[int]]
+    leaks: dict[str, list[str | float]]
+    unknown: dict[str, float]
+    weight: float | None
+
+
+Array = TypeVar("Array")
 Learnt = tuple[dict[str, Vocabulary | int], dict[str, NumberStats]]
 
 
@@ -79,7 +91,7 @@ def scan_training(task: Task, part: Part, progress: Progress) -> tuple[Scan, Lea
         return _load(folder)
     learner, leaks = Learner(task.features), LeakSample(task.features, task.chain)
 
-    def see(table: Columns, labels: np.ndarray[Any, Any], rows: int) -> None:
+    def see(table: Columns, labels: Column, rows: int) -> None:
         learner.add(table)
         leaks.add(table, labels)
 
@@ -114,7 +126,7 @@ def _run(
     task: Task,
     part: Part,
     columns: Sequence[str],
-    see: Callable[[Columns, np.ndarray[Any, Any], int], None],
+    see: Callable[[Columns, Column, int], None],
     progress: Progress,
 ) -> Scan:
     scan, done = Scan(Tally(), [], weight=0.0 if task.weight else None), 0
@@ -134,16 +146,20 @@ def _run(
     return scan
 
 
-def _read_labels(task: Task, table: Columns, problems: Problems) -> tuple[Arrays, Arrays]:
+def _read_labels(task: Task, table: Columns, problems: Problems) -> tuple[dict[str, Column], dict[str, Amounts]]:
     """The columns of labels and of amounts; unknown in every row of one that cannot be read, which is a problem."""
     rows = table.table.num_rows
-    labels: Arrays = {stage: np.full(rows, -1, np.int8) for stage in task.labels if stage in task.chain.labelled}
-    amounts: Arrays = {v.amount: np.full(rows, np.nan) for v in task.chain.values}
-    for found, read in ((labels, table.label), (amounts, table.amount)):
-        for name in found:
-            with problems.noted():
-                found[name] = read(task.labels[name])
-    return labels, amounts
+    labels = {stage: np.full(rows, -1, np.int8) for stage in task.labels if stage in task.chain.labelled}
+    amounts = {v.amount: np.full(rows, np.nan) for v in task.chain.values}
+    return _read(labels, table.label, task, problems), _read(amounts, table.amount, task, problems)
+
+
+def _read(unknown: dict[str, Array], read: Callable[[str], Array], task: Task, problems: Problems) -> dict[str, Array]:
+    found = dict(unknown)
+    for name in found:
+        with problems.noted():
+            found[name] = read(task.labels[name])
+    return found
 
 
 def _see_others(task: Task, table: Columns, scan: Scan, problems: Problems) -> None:
@@ -209,6 +225,7 @@ def _read_vocabulary(path: Path) -> Vocabulary:
     return Vocabulary(one_array(table["value"]), one_array(table["count"]))
 
 
-def _scan_from(values: dict[str, Any]) -> Scan:
-    missing, leaks = ({n: tuple(v) for n, v in values[k].items()} for k in ("missing", "leaks"))
+def _scan_from(values: _Saved) -> Scan:
+    missing = {name: (gone, rows) for name, (gone, rows) in values["missing"].items()}
+    leaks = {name: (str(stage), float(auc)) for name, (stage, auc) in values["leaks"].items()}
     return Scan(Tally.from_dict(values["tally"]), values["counts"], missing, leaks, values["unknown"], values["weight"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,8 @@ class StageTally:
 
 @dataclass
 class AmountTally:
-    """Rows whose parent happened: with a known amount, and without; how many of these are 0; their mean and the sum of squared
-    distances from it (Chan et al., 1979, eq. 2.1)."""
+    """Rows whose parent happened: with a known amount, and without; how many of these are 0; their mean and the sum of
+    squared distances from it (Chan et al., 1979, eq. 2.1)."""
 
     known: int = 0
     unknown: int = 0
@@ -54,6 +54,30 @@ class AmountTally:
         """Mean, variance and share of zeros. The deviation is 1 % of the mean at least; where both are 0 it is 1."""
         least = (0.01 * self.mean) ** 2 or 1.0
         return self.mean, max(self.squares / self.known, least), self.zeros / self.known
+
+
+class PlainAmounts(TypedDict):
+    """An `AmountTally` as plain values."""
+
+    known: int
+    unknown: int
+    zeros: int
+    mean: float
+    squares: float
+
+
+class PlainTally(TypedDict):
+    """A `Tally` as plain values."""
+
+    rows: int
+    kept: int
+    broken: int
+    stages: dict[str, dict[str, int]]
+    outcomes: dict[str, list[int]]
+    amounts: dict[str, PlainAmounts]
+    violations: dict[str, int]
+    examples: dict[str, list[str]]
+    differ: dict[str, int]
 
 
 @dataclass
@@ -122,21 +146,28 @@ class Tally:
                     self.differ[pair] = self.differ.get(pair, 0) + int((found[parent] != found[stage]).sum())
 
     def starts(self, chain: Chain, joint: Collection[str]) -> dict[str, list[int]]:
-        """`{transition: rows of each class}` that its head starts from: `outcomes`, or those of all rows for `joint` stages."""
+        """`{transition: rows of each class}` that its head starts from: `outcomes`; for `joint` stages of all rows."""
         counts = dict(self.outcomes)
         for stage in joint:
             found = self.stages[stage]
             counts[chain.arrivals(stage)[0].name] = [found.positives, found.known - found.positives]
         return counts
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Tally:
+    def from_dict(cls, values: PlainTally) -> Tally:
         """The tally of `to_dict`."""
-        stages = {s: StageTally(**t) for s, t in values["stages"].items()}
         return cls(
-            **{**values, "stages": stages, "amounts": {a: AmountTally(**t) for a, t in values["amounts"].items()}}
+            rows=values["rows"],
+            kept=values["kept"],
+            broken=values["broken"],
+            stages={s: StageTally(**t) for s, t in values["stages"].items()},
+            outcomes=values["outcomes"],
+            amounts={a: AmountTally(**t) for a, t in values["amounts"].items()},
+            violations=values["violations"],
+            examples=values["examples"],
+            differ=values["differ"],
         )

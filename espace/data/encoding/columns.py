@@ -1,4 +1,4 @@
-"""The feature types of the YAML. Keyword-only fields are the options; the encoder turns each into ids, lists or numbers."""
+"""The feature types of the YAML. Keyword-only fields are options; the encoder makes ids, lists or numbers of each."""
 
 from __future__ import annotations
 

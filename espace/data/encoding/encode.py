@@ -214,8 +214,8 @@ class Encoder:
         if resolved.broken.any() and self.policy != "drop":
             row = int(resolved.broken.argmax())
             raise DataError(
-                f"{get.where}: {int(resolved.broken.sum()):,} of {rows:,} rows have labels that contradict the chain, row {row}"
-                f" for one. Fix the labels, or set data.violations: drop."
+                f"{get.where}: {int(resolved.broken.sum()):,} of {rows:,} rows have labels that contradict the chain,"
+                f" row {row} for one. Fix the labels, or set data.violations: drop."
             )
         return resolved.values, resolved.amounts, resolved.broken
 
@@ -256,7 +256,7 @@ class Encoder:
         facts = [self.inputs, self.chain.lines(), sorted(self.labels.items()), self.weight, self.policy]
         return digest(*facts, sorted(self.extras.items()), sorted(self.limits.items()))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What was learnt from data, as plain numpy arrays, numbers and text, for a checkpoint."""
         tables = {n: t.state() if isinstance(t, Vocabulary) else t for n, t in self.tables.items()}
         numbers = {n: [s.mean, s.deviation, list(s.edges)] for n, s in self.numbers.items()}
@@ -264,7 +264,7 @@ class Encoder:
 
 
 def learnt_from_state(state: Mapping[str, Any]) -> tuple[dict[str, Vocabulary | int], dict[str, NumberStats]]:
-    """The `tables` and `numbers` of `Encoder.state()`."""
+    """The `tables` and `numbers` of `Encoder.state()`, as a checkpoint holds them."""
     tables = {n: t if isinstance(t, int) else Vocabulary.from_state(t) for n, t in state["tables"].items()}
     numbers = {n: NumberStats(mean, dev, tuple(edges)) for n, (mean, dev, edges) in state["numbers"].items()}
     return tables, numbers

@@ -1,5 +1,5 @@
-"""Labels of a chain: 1, 0, or null for "not known yet", and the amounts of its values. What follows from others is filled in,
-contradictions are found.
+"""Labels of a chain: 1, 0, or null for "not known yet", and the amounts of its values. What follows from others is
+filled in, contradictions are found.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Resolved:
 
     values: (rows, stages but the root) int8, 1, 0 or -1 for unknown, in the order of `chain.stages[1:]`.
     amounts: (rows, values of the chain) float32, NaN where the parent did not happen or it is not known.
-    orphans: `{stage or value: rows where it is 1, or not 0, though no parent happened}`; clashes: `{transition: rows with two
-    outcomes}` and `{transition of a value: rows with an amount that there cannot be}`; all as they were read.
+    orphans: `{stage or value: rows where it is 1, or not 0, though no parent happened}`; clashes: `{transition: rows
+    with two outcomes}` and `{transition of a value: rows with an amount that there cannot be}`; all as they were read.
     broken: (rows,), true where a label still contradicts the chain after mending.
     """
 
@@ -45,7 +45,9 @@ class Resolved:
 
 
 def read_label(values: pa.Array, where: str, column: str, rows: NDArray[np.int64] | None = None) -> Column:
-    """A label column as int8, -1 for null or NaN. `rows` are the numbers of its rows in `where`, if they are not 0, 1, 2 ...
+    """A label column as int8, -1 for null or NaN.
+
+    rows: the numbers of its rows in `where`, if they are not 0, 1, 2 ...
 
     Raises DataError naming the first row that is not 1, 0 or null.
     """
@@ -81,8 +83,8 @@ def read_amount(values: pa.Array, where: str, column: str, rows: NDArray[np.int6
     if wrong.any():
         row = int(wrong.argmax())
         raise DataError(
-            f"{where}, row {row if rows is None else rows[row]}: {column} = {values[row]}, which is not finite in 32 bits."
-            f" {_MEND}"
+            f"{where}, row {row if rows is None else rows[row]}: {column} = {values[row]}, which is not finite in"
+            f" 32 bits. {_MEND}"
         )
     return numbers
 
@@ -96,11 +98,11 @@ def resolve(
 ) -> Resolved:
     """Fill in what follows and mend what `policy` says.
 
-    raw: `{stage: (rows,) int8}` for `chain.labelled`; amounts, limits: of every value. A null below a known 0 is a 0; an else
-    stage happened where its parent did and none of the named outcomes. `zero` takes a child without its parent back (and all
-    but the first of two outcomes that exclude each other), `promote` lets the parents of a child happen; `error` and `drop`
-    change nothing. An amount other than 0 is a child of its stage. An amount outside the limits, where the parent happened, is
-    mended by nothing.
+    raw: `{stage: (rows,) int8}` for `chain.labelled`; amounts, limits: of every value. A null below a known 0 is a 0;
+    an else stage happened where its parent did and none of the named outcomes. `zero` takes a child without its parent
+    back (and all but the first of two outcomes that exclude each other), `promote` lets the parents of a child happen;
+    `error` and `drop` change nothing. An amount other than 0 is a child of its stage. An amount outside the limits,
+    where the parent happened, is mended by nothing.
     """
     rows = len(next(iter(raw.values())))
     found: dict[str, Column] = {chain.root: np.ones(rows, np.int8)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def as_numbers(values: pa.Array) -> NDArray[np.float64]:
-    """Any numeric, boolean, time or text column as float64; null, and what no float32 can hold, become NaN.
+    """A column of numbers, booleans, times or text as float64; null, and what no float32 can hold, become NaN.
 
     Raises pa.ArrowInvalid for text that is no number.
     """
@@ -46,8 +46,8 @@ def release_memory() -> None:
 
 
 def on_all_cores(work: Callable[[T], R], things: Iterable[T]) -> list[Callable[[], R]]:
-    """Do `work` on each thing, on as many threads as torch has, since Arrow and numpy let go of Python's lock. Of each, in
-    order, what tells its result, or raises."""
+    """Do `work` on each thing, on as many threads as torch has, since Arrow and numpy let go of Python's lock. Of each,
+    in order, what tells its result, or raises."""
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         return [threads.submit(work, thing).result for thing in things]
 
@@ -96,8 +96,8 @@ class Columns:
         values = self.array(column)
         if pa.types.is_nested(values.type):
             raise DataError(
-                f"{self.where}: '{column}' is of type {values.type}, but an id is one value a row. Declare the feature as"
-                " a sequence or a bag."
+                f"{self.where}: '{column}' is of type {values.type}, but an id is one value a row. Declare the feature"
+                " as a sequence or a bag."
             )
         return self._canonical(values, column)
 
@@ -139,8 +139,8 @@ class Columns:
         if wrong.any():
             row = int(wrong.argmax())
             raise DataError(
-                f"{self._row(row)}: '{column}' has {lengths[row]} numbers, but the feature has size: {size}. Mend the size or"
-                " the column."
+                f"{self._row(row)}: '{column}' has {lengths[row]} numbers, but the feature has size: {size}. Mend the"
+                " size or the column."
             )
         out = np.zeros((len(lengths), size), np.float32)
         mend = "Write lists of numbers, or declare the feature as a bag."
@@ -166,7 +166,7 @@ class Columns:
             raise DataError(f"{self._row(row)}: the weight {column} = {value} is not a number >= 0. {mend}")
         return values.astype(np.float32)
 
-    def extra(self, column: str, kind: Extra) -> NDArray[Any]:
+    def extra(self, column: str, kind: Extra) -> NDArray[np.int64] | NDArray[np.float64]:
         """A column for a metric: int64 group keys, or float64 values or probabilities, NaN where missing."""
         if kind == "probability":
             return self._probabilities(column)

@@ -6,12 +6,11 @@ A look-up is total: a value never seen, negative, of another type or missing get
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +23,7 @@ from espace.data.reading.cache import digest
 from espace.errors import DataError
 
 PADDING, UNKNOWN, NULL, FIRST = 0, 1, 2, 3
+VocabularyState = Mapping[str, NDArray[np.int64] | NDArray[np.uint8]]  # a plain dict of plain arrays
 _WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
@@ -130,8 +130,8 @@ class Vocabulary:
 
     @cached_property
     def _index(self) -> tuple[int, int, NDArray[np.int32] | None, NDArray[np.int64], NDArray[np.int32]]:
-        """A dense table over the range of the values and a number on either side of it, where that is small, else the values in
-        order."""
+        """A dense table over the range of the values and a number on either side of it, where that is small, else the
+        values in order."""
         numbers = self.values.to_numpy() if len(self.values) else np.zeros(1, np.int64)
         rows = np.arange(FIRST, FIRST + len(numbers), dtype=np.int32) if len(self.values) else np.ones(1, np.int32)
         low, high, whole = int(numbers.min()) - 1, int(numbers.max()) + 1, np.iinfo(np.int64)
@@ -154,7 +154,7 @@ class Vocabulary:
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({"value": self.values, "count": self.counts}), path)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> VocabularyState:
         """The vocabulary as plain numpy arrays, for a checkpoint."""
         counts = self.counts.to_numpy()
         if self.values.type == pa.int64():
@@ -164,7 +164,7 @@ class Vocabulary:
         return {"text": np.frombuffer(b"".join(texts), np.uint8), "ends": ends, "counts": counts}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Vocabulary:
+    def from_state(cls, state: VocabularyState) -> Vocabulary:
         """The vocabulary of `state()`."""
         counts = pa.array(np.asarray(state["counts"]), pa.int64())
         if "numbers" in state:
@@ -174,15 +174,15 @@ class Vocabulary:
 
 
 def _whole_numbers(texts: pa.Array) -> pa.Array:
-    """Text as int64. What is no whole number as we would print it becomes the least int64, which no vocabulary knows."""
+    """Text as int64. What is no whole number as we would print it becomes the least int64, known to no vocabulary."""
     whole = pc.fill_null(pc.match_substring_regex(texts, _WHOLE), False)
     numbers = pc.if_else(whole, texts, "0").cast(pa.int64())
     return pc.if_else(pc.is_null(texts), pa.scalar(None, pa.int64()), pc.if_else(whole, numbers, -(2**63)))
 
 
 class ValueCounts:
-    """Counts of the values of one table, over pieces, with memory of the distinct values only. Features that share the table
-    may add at the same time."""
+    """Counts of the values of one table, over pieces, with memory of the distinct values only. Features that share the
+    table may add at the same time."""
 
     _SLACK = 200_000  # values counted in several pieces that may wait to be added up, beside as many as are known
 

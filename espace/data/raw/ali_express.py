@@ -1,8 +1,8 @@
 """AliExpress search (tianchi.aliyun.com/dataset/74690; Li et al., CIKM 2020), one country, as it is published.
 
-`*_item_*.csv` has a line per impression: the search it belongs to, 47 features of the item, and 0, 1 (click) or 2 (click
-and conversion). `*_user_*.csv` has a line per search: its number and 32 features of user and query. There are no headers.
-The columns get the names and the order that MTReclib gave them, which most papers use.
+`*_item_*.csv` has a line per impression: the search it belongs to, 47 features of the item, and 0, 1 (click) or 2
+(click and conversion). `*_user_*.csv` has a line per search: its number and 32 features of user and query. There are no
+headers. The columns get the names and the order that MTReclib gave them, which most papers use.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""From raw text to Parquet, part after part; a part is the lines that begin in so many bytes of a file, and is written whole.
+"""From raw text to Parquet, part after part; a part is the lines that begin in so many bytes of a file.
 
-What is shared goes to disk first, as Arrow files beside the output; then the impressions are read once and joined to it.
+A part is written whole. What is shared goes to disk first, as Arrow files beside the output; then the impressions are
+read once and joined to it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -65,14 +65,14 @@ def read(lines: Lines, columns: int, fields: Sequence[Field], tally: Tally) -> t
     before = np.cumsum(counts) - counts
     start = np.repeat(first + columns - 3 * before, counts) + 3 * np.arange(len(line))
     names, ids, weights = (tokens.take(pa.array(2 * (start + part))) for part in range(3))
-    found = Found(line, _numbers(ids, pa.int64()), _numbers(weights, pa.float32()))
+    found = Found(line, _numbers(ids, pa.int64()).to_numpy(), _numbers(weights, pa.float32()).to_numpy())
     return plain, [
         c for f, part in _by_field(names, found, fields, lines, tally) for c in _columns(f, part, len(lines))
     ]
 
 
 def _tokens(lines: Lines) -> tuple[pa.Array, Ints, int]:
-    """Every text between two separators at the even places of an array, the first of each line, and how many there are."""
+    """Every text between two separators at the even places of an array, the first of each line, and their number."""
     offsets, data = lines.offsets, np.frombuffer(lines.data, np.uint8)
     separators = np.flatnonzero(data < _FIRST_OF_VALUES)
     cuts = np.zeros(2 * len(separators) + 1, np.int32)
@@ -82,8 +82,8 @@ def _tokens(lines: Lines) -> tuple[pa.Array, Ints, int]:
     return array, np.searchsorted(separators, offsets[:-1]), len(separators)
 
 
-def _numbers(texts: pa.Array, kind: pa.DataType) -> Any:
-    return texts.cast(pa.string()).cast(kind).to_numpy()
+def _numbers(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    return texts.cast(pa.string()).cast(kind)
 
 
 def _by_field(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +60,22 @@ class Oddity:
         self.first = [*self.first, *first][:_SHOWN]
 
 
+class PlainOddity(TypedDict):
+    """An `Oddity` as plain values; after JSON the pairs in `first` are lists."""
+
+    lines: int
+    first: Sequence[Sequence[int | str]]
+
+
+class PlainTally(TypedDict):
+    """A `Tally` as plain values."""
+
+    lines: int
+    rows: int
+    labels: dict[str, int]
+    oddities: dict[str, PlainOddity]
+
+
 @dataclass
 class Tally:
     """What was read: lines, rows that came of them, sums of the labels, oddities by what is said of them."""
@@ -87,18 +103,23 @@ class Tally:
         self.lines += other.lines
         self.rows += other.rows
 
+    def to_dict(self) -> PlainTally:
+        """Plain values, for JSON."""
+        oddities = {what: PlainOddity(lines=o.lines, first=list(o.first)) for what, o in self.oddities.items()}
+        return PlainTally(lines=self.lines, rows=self.rows, labels=dict(self.labels), oddities=oddities)
+
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Tally:
-        """The inverse of dataclasses.asdict, also after JSON."""
+    def from_dict(cls, plain: PlainTally) -> Tally:
+        """The tally of `to_dict`, also after JSON."""
         oddities = {
-            what: Oddity(o["lines"], [(number, text) for number, text in o["first"]])
+            what: Oddity(o["lines"], [(int(number), str(text)) for number, text in o["first"]])
             for what, o in plain["oddities"].items()
         }
         return cls(plain["lines"], plain["rows"], plain["labels"], oddities)
 
 
 def blocks(path: Path, start: int, stop: int) -> Iterator[tuple[bytes, int]]:
-    """The lines that begin at bytes `start` to `stop - 1` of a file, whole, in blocks of about BLOCK bytes; and their ends.
+    """Whole lines, those that begin at bytes `start` to `stop - 1`, in blocks of about BLOCK bytes; and their ends.
 
     Raises DataError for a line that does not end within 64 MiB.
     """
@@ -130,9 +151,9 @@ def well_formed(lines: Lines, pattern: str) -> Mask:
     return np.asarray(pc.match_substring_regex(lines.text, rf"^(?:{pattern})\n$"))
 
 
-def _rest(file: Any, path: Path) -> bytes:
+def _rest(file: BinaryIO, path: Path) -> bytes:
     """The rest of the line at which an open file stands."""
-    rest: bytes = file.readline(_LONGEST)
+    rest = file.readline(_LONGEST)
     if len(rest) == _LONGEST:
         where = f"{path}, byte {file.tell() - _LONGEST:,}"
         raise DataError(f"{where}: a line is longer than {_LONGEST >> 20} MiB. Is this the unpacked text file?")

@@ -26,8 +26,9 @@ _Tell = Callable[[Progress], None]
 def prepare(release: str, raw: Path, out: Path, quiet: bool = False) -> None:
     """Write the raw files of a release in `raw` as `out/<split>/part-*.parquet`, and say what was found in them.
 
-    Stopped or killed, the same call goes on with the part it was in; when all is there, it only says so. Raises DataError
-    for an unknown release, missing raw files, files that are something else, and a folder with other things in it.
+    Stopped or killed, the same call goes on with the part it was in; when all is there, it only says so. Raises
+    DataError for an unknown release, missing raw files, files that are something else, and a folder with other things
+    in it.
     """
     if release not in RELEASES:
         raise DataError(f"prepare: there is no release '{release}'.{did_you_mean(release, RELEASES)}")

@@ -19,8 +19,8 @@ SPLITS = ("train", "test")
 class Form:
     """The lines of one of the files.
 
-    pattern: a regular expression (RE2) for a line without its newline. read: well-formed lines to `columns`, (lines,) each.
-    Of these `key` joins the two files, and `size`, of shared lines, is how many list values hang on one.
+    pattern: a regular expression (RE2) for a line without its newline. read: well-formed lines to `columns`, (lines,)
+    each. Of these `key` joins the two files, and `size`, of shared lines, is how many list values hang on one.
     """
 
     pattern: str

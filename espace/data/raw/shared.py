@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,11 +59,11 @@ class Shared:
 
 
 @lru_cache(maxsize=_MAPPED)
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> pa.RecordBatch:
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
 
-def _plain(keys: pa.Array) -> NDArray[Any]:
+def _plain(keys: pa.Array) -> NDArray[np.generic]:
     """Keys as numbers or as bytes of one width, which numpy can sort."""
-    values: NDArray[Any] = keys.to_numpy(zero_copy_only=False)
+    values: NDArray[np.generic] = keys.to_numpy(zero_copy_only=False)
     return values.astype(np.bytes_) if values.dtype == object else values

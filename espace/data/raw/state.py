@@ -6,11 +6,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from espace.data.raw.lines import Tally
+from espace.data.raw.lines import PlainTally, Tally
 from espace.errors import DataError
 
 VERSION = 1  # raise it when the same files give another output
@@ -27,8 +25,8 @@ class State:
         self.path = folder / NAME
         stats = {name: path.stat() for name, path in files.items()}
         raw = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-        self._head: dict[str, Any] = {"release": release, "version": VERSION, "part_bytes": part_bytes, "files": raw}
-        self._steps: dict[str, dict[str, Any]] = {}
+        self._head: dict[str, object] = {"release": release, "version": VERSION, "part_bytes": part_bytes, "files": raw}
+        self._steps: dict[str, dict[str, PlainTally]] = {}
         if self.path.exists():
             self._load()
         elif folder.exists() and any(folder.iterdir()):
@@ -53,7 +51,7 @@ class State:
 
     def add(self, step: str, part: int, tally: Tally) -> None:
         """A part is written."""
-        self._steps.setdefault(step, {})[str(part)] = asdict(tally)
+        self._steps.setdefault(step, {})[str(part)] = tally.to_dict()
         self.save()
 
     def save(self) -> None:

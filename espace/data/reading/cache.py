@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
 from weakref import WeakSet
 
 import pyarrow.fs
@@ -35,7 +34,7 @@ def folder() -> Path:
     return path
 
 
-def fingerprint(filesystem: Any, path: str, size: int, mtime: int | str | None) -> str:
+def fingerprint(filesystem: pyarrow.fs.FileSystem, path: str, size: int, mtime: int | str | None) -> str:
     """A digest of a file: of its content when local, else of (uri, size in bytes, mtime).
 
     The digest of a local file is remembered under (real path, size, mtime in ns), so that it is computed once.

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -83,11 +82,13 @@ class _DriftError(Exception):
 def _first_kinds(place: Place, layout: Layout) -> dict[str, pa.DataType]:
     """The type of every column: as given, else as pyarrow infers it from the first block."""
     with _parsing(place), _reading(place, layout, {}) as reader:
-        batch: Any = next(iter(reader), None)
+        batch: pa.RecordBatch | None = next(iter(reader), None)
         names = reader.schema.names
         _check_header(place, layout, names)
         kinds = dict(zip(names, reader.schema.types, strict=True))
-    for name in names if batch is not None else []:
+    if batch is None:
+        return kinds | layout.kinds
+    for name in names:
         if pa.types.is_binary(kinds[name]):
             raise DataError(_NOT_UTF8.format(place.name, f"column '{name}'"))
         if pa.types.is_float64(kinds[name]) and _is_rounded_id(batch.column(name)):
@@ -111,7 +112,7 @@ def _check_header(place: Place, layout: Layout, names: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _reading(place: Place, layout: Layout, kinds: dict[str, pa.DataType]) -> Iterator[Any]:
+def _reading(place: Place, layout: Layout, kinds: dict[str, pa.DataType]) -> Iterator[pa.csv.CSVStreamingReader]:
     read = pa.csv.ReadOptions(
         use_threads=False, block_size=_BLOCK, column_names=layout.names
     )  # threads lose line numbers
@@ -123,7 +124,7 @@ def _reading(place: Place, layout: Layout, kinds: dict[str, pa.DataType]) -> Ite
         yield reader
 
 
-def _rows(place: Place, layout: Layout, kinds: dict[str, pa.DataType]) -> Iterator[Any]:
+def _rows(place: Place, layout: Layout, kinds: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
     with _parsing(place), _reading(place, layout, kinds) as reader:
         yield from reader
 
@@ -142,7 +143,7 @@ def _parsing(place: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _streaming(place: Place) -> Iterator[Any]:
+def _streaming(place: Place) -> Iterator[pa.ipc.RecordBatchStreamReader]:
     with reaching(place.name):
         source = place.filesystem.open_input_stream(place.path, compression=None)
     try:
@@ -153,7 +154,7 @@ def _streaming(place: Place) -> Iterator[Any]:
         raise DataError(f"{place.name}: {what}: {error}. Write it again.") from error
 
 
-def _stream_rows(place: Place) -> Iterator[Any]:
+def _stream_rows(place: Place) -> Iterator[pa.RecordBatch]:
     with _streaming(place) as reader:
         yield from reader
 
@@ -204,7 +205,7 @@ def _kind(name: str, alias: str) -> pa.DataType:
         raise DataError(f"column_types.{name}: no type '{alias}'.{did_you_mean(alias, known)}") from None
 
 
-def _save(batches: Iterable[Any], schema: pa.Schema, target: Path, name: str) -> None:
+def _save(batches: Iterable[pa.RecordBatch], schema: pa.Schema, target: Path, name: str) -> None:
     plain = schemas.plain(schema)
     try:
         with pq.ParquetWriter(target, plain, write_page_checksum=True) as writer:
@@ -214,9 +215,9 @@ def _save(batches: Iterable[Any], schema: pa.Schema, target: Path, name: str) ->
         raise DataError(f"{name}: a type in it cannot be kept: {error}. Write it with plainer types.") from error
 
 
-def _groups(batches: Iterable[Any]) -> Iterator[pa.Table]:
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """The rows of all batches in tables of a multiple of GROUP_ROWS rows; the last may be shorter."""
-    waiting: list[Any] = []
+    waiting: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
         waiting.append(batch)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
@@ -32,7 +31,7 @@ class Place:
     mtime: int | str | None  # ns; or whatever the file system has instead
 
     @property
-    def filesystem(self) -> Any:
+    def filesystem(self) -> pa.fs.FileSystem:
         """The pyarrow file system on which the file lies."""
         return _filesystem(self.root)[0]
 
@@ -85,12 +84,12 @@ def reaching(name: str) -> Iterator[None]:
         raise DataError(f"{name}: cannot be reached: {error}. Check the address and the credentials.") from error
 
 
-def _filesystem(uri: str) -> tuple[Any, str]:
+def _filesystem(uri: str) -> tuple[pa.fs.FileSystem, str]:
     return _opened(os.getpid(), uri)  # clients of object stores do not survive a fork
 
 
 @lru_cache(maxsize=64)
-def _opened(process: int, uri: str) -> tuple[Any, str]:
+def _opened(process: int, uri: str) -> tuple[pa.fs.FileSystem, str]:
     if not uri:
         return pa.fs.LocalFileSystem(), ""
     try:
@@ -105,7 +104,7 @@ def _opened(process: int, uri: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def _changed(filesystem: Any, info: Any) -> int | str | None:
+def _changed(filesystem: pa.fs.FileSystem, info: pa.fs.FileInfo) -> int | str | None:
     if info.mtime_ns is None and isinstance(filesystem, pa.fs.PyFileSystem):
         return str(filesystem.handler.fs.ukey(info.path))  # fsspec's digest of all it knows about the file
     return None if info.mtime_ns is None else int(info.mtime_ns)
@@ -125,7 +124,7 @@ def _expand(entry: str, split: str, is_data: Callable[[str], bool]) -> list[Plac
         return [_place(parsed, filesystem, found[path]) for path in sorted(found)]
 
 
-def _nothing(filesystem: Any, start: Any, entry: str, is_glob: bool) -> str:
+def _nothing(filesystem: pa.fs.FileSystem, start: pa.fs.FileInfo, entry: str, is_glob: bool) -> str:
     there = _listed(info.base_name for info in (_children(filesystem, start) if _is_folder(start) else []))
     if is_glob:
         return f"no file matches '{entry}'. '{start.path}' has: {there}. Change the pattern."
@@ -168,7 +167,7 @@ def _cut(entry: str, wildcard: re.Pattern[str]) -> tuple[str, tuple[str, ...]]:
     return entry[:end], tuple(part for part in entry[end:].split("/") if part)
 
 
-def _match(filesystem: Any, start: Any, parts: Sequence[str]) -> list[Any]:
+def _match(filesystem: pa.fs.FileSystem, start: pa.fs.FileInfo, parts: Sequence[str]) -> list[pa.fs.FileInfo]:
     """The files and folders below `start` that match, part by part; `**` stands for any number of folders."""
     if not parts:
         return [start]
@@ -182,7 +181,9 @@ def _match(filesystem: Any, start: Any, parts: Sequence[str]) -> list[Any]:
     return [match for info in chosen for match in _match(filesystem, info, rest)]
 
 
-def _within(filesystem: Any, match: Any, is_data: Callable[[str], bool]) -> list[Any]:
+def _within(
+    filesystem: pa.fs.FileSystem, match: pa.fs.FileInfo, is_data: Callable[[str], bool]
+) -> list[pa.fs.FileInfo]:
     """A file is itself; a folder is all data files in it and below."""
     if not _is_folder(match):
         return [match]
@@ -190,18 +191,20 @@ def _within(filesystem: Any, match: Any, is_data: Callable[[str], bool]) -> list
     return [info for info in below if not _is_folder(info) and is_data(info.base_name)]
 
 
-def _children(filesystem: Any, folder: Any, hidden: bool = False, *, recursive: bool = False) -> list[Any]:
+def _children(
+    filesystem: pa.fs.FileSystem, folder: pa.fs.FileInfo, hidden: bool = False, *, recursive: bool = False
+) -> list[pa.fs.FileInfo]:
     """What lies in a folder, without what starts with _ or . on the way, unless `hidden`."""
     infos = filesystem.get_file_info(pa.fs.FileSelector(folder.path, recursive=recursive))
     start = len(folder.path.rstrip("/")) + 1
     return [info for info in infos if hidden or not re.search(r"(^|/)[._]", info.path[start:])]
 
 
-def _is_folder(info: Any) -> bool:
+def _is_folder(info: pa.fs.FileInfo) -> bool:
     return bool(info.type == pa.fs.FileType.Directory)
 
 
-def _place(entry: _Entry, filesystem: Any, info: Any) -> Place:
+def _place(entry: _Entry, filesystem: pa.fs.FileSystem, info: pa.fs.FileInfo) -> Place:
     below = info.path[len(entry.path.rstrip("/")) :].lstrip("/")
     name = os.path.join(entry.shown, below) if below else entry.shown
     return Place(name, entry.root, info.path, info.size, _changed(filesystem, info))
@@ -216,7 +219,7 @@ def _refuse_repeats(places: Sequence[Place], split: str) -> None:
         seen.add(key)
 
 
-def _nearby(filesystem: Any, path: str) -> str:
+def _nearby(filesystem: pa.fs.FileSystem, path: str) -> str:
     """A hint for the first part of `path` that does not exist, from what lies beside it."""
     folder, _, name = path.rstrip("/").rpartition("/")
     info = filesystem.get_file_info(folder or "/")

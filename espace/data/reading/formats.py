@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -176,7 +176,7 @@ def _converted(place: Place, content: str, how: object, write: Callable[[Path], 
     return ConvertedFile(place, cache.Kept(cache.digest(content, how, convert.VERSION)), write)
 
 
-def _mapped(place: Place) -> Any:
+def _mapped(place: Place) -> pa.NativeFile:
     return place.filesystem.open_input_file(place.path) if place.root else pa.memory_map(place.path)
 
 
@@ -189,7 +189,7 @@ def _opening(name: str, format: str) -> Iterator[None]:
 
 
 class _OpenParquet:
-    def __init__(self, source: Any, name: str) -> None:
+    def __init__(self, source: pa.NativeFile, name: str) -> None:
         with _opening(name, "a Parquet"):
             # Of the ways to read, the one whose memory does not grow with the file (apache/arrow#39808).
             self._file = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
@@ -204,9 +204,9 @@ class _OpenParquet:
 
 
 class _OpenArrow:
-    def __init__(self, source: Any, name: str) -> None:
+    def __init__(self, source: pa.NativeFile, name: str) -> None:
         self._source, self._name = source, name
-        self._readers: dict[tuple[int, ...], Any] = {}
+        self._readers: dict[tuple[int, ...], pa.ipc.RecordBatchFileReader] = {}
         with _opening(name, "an Arrow"):
             self.schema = pa.ipc.open_file(source).schema
 
@@ -221,7 +221,7 @@ class _OpenArrow:
         batch.validate(full=True)  # nothing else stands between a flipped bit and a crash (12 GB/s)
         return pa.Table.from_batches([batch]).select(list(columns))
 
-    def _reader(self, fields: list[int]) -> Any:
+    def _reader(self, fields: list[int]) -> pa.ipc.RecordBatchFileReader:
         """A reader that decompresses these fields only."""
         key = tuple(fields)
         if key not in self._readers:

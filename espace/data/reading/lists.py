@@ -29,8 +29,8 @@ def split(column: pa.Array, separator: str, where: str) -> tuple[pa.Array, Lengt
         column = column.cast(pa.list_(column.type.value_type))
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         raise DataError(
-            f"{where}: it is of type {column.type}, but several values a row need a list column or text. Declare the feature"
-            " as an id or a number, or write lists."
+            f"{where}: it is of type {column.type}, but several values a row need a list column or text. Declare"
+            " the feature as an id or a number, or write lists."
         )
     lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False), np.int64)
     return column.flatten(), lengths

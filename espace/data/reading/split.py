@@ -68,8 +68,8 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A random share of the rows that `of` keeps. The draw depends on seed, piece and row only, so that the rows of a smaller
-    share are among those of a larger one."""
+    """A random share of the rows that `of` keeps. The draw depends on seed, piece and row only, so that the rows of a
+    smaller share are among those of a larger one."""
 
     share: float
     seed: int
@@ -125,8 +125,8 @@ class Between:
             return pa.scalar(value).cast(kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise DataError(
-                f"{where}: data.split compares '{self.by}', which is of type {kind}, with {value!r}. Write the bound as a"
-                f" value of that type. {error}"
+                f"{where}: data.split compares '{self.by}', which is of type {kind}, with {value!r}. Write the bound as"
+                f" a value of that type. {error}"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a simulated world computes with: numbers that belong to a path, softmax, quadrature, intercepts for given rates."""
+"""What a simulated world computes with: numbers that belong to a path, softmax, quadrature, intercepts for rates."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def softmax(logits: Floats) -> Floats:
 def solve(logits: Floats, weights: Floats, rates: Floats) -> Floats:
     """The intercepts, (outcomes,), at which the weighted mean of the shares is `rates`.
 
-    The mean's log-odds against the rest follow an intercept by less than all of its step, since rows differ; so adding to it what
-    they lack comes closer every time.
+    The mean's log-odds against the rest follow an intercept by less than all of its step, since rows differ; so adding
+    to it what they lack comes closer every time.
     """
     wanted = np.log(rates / (1 - rates.sum()))
     found, step = wanted, np.ones(1)

@@ -1,12 +1,12 @@
-"""The reader of a simulated world (`espace.data.simulator.world`): rows of any chain whose true probabilities are known.
+"""The reader of a simulated world (`espace.data.simulator.world`): rows of any chain with known true probabilities.
 
-`true_*` are the probabilities of a row given its features. `potential_<stage>` is drawn for EVERY row: what would follow if
-its parent were reached. Its mean is P(stage given do parent) over all rows with these features, and P(stage given parent) over
-those that reached the parent; the label is it where they did, else 0. Of a value the label is an amount, null where its parent
-did not happen, and `true_*` its expectation.
+`true_*` are the probabilities of a row given its features. `potential_<stage>` is drawn for EVERY row: what would
+follow if its parent were reached. Its mean is P(stage given do parent) over all rows with these features, and P(stage
+given parent) over those that reached the parent; the label is it where they did, else 0. Of a value the label is an
+amount, null where its parent did not happen, and `true_*` its expectation.
 
-`history` has the items of which the user did the first stage before the log begins, oldest first: the last 50 of these among 128
-impressions of the same world. `history_category` has their categories.
+`history` has the items of which the user did the first stage before the log begins, oldest first: the last 50 of these
+among 128 impressions of the same world. `history_category` has their categories.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import lru_cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
@@ -40,9 +40,9 @@ class Simulator(Knobs):
     """A reader of rows that it makes up; `source` is their number.
 
     A piece depends on the options, the split and its index alone, and stays the same when the split gets more rows. The
-    world behind it depends on neither split nor exposure, and the random numbers of a chain are the same whatever the other
-    knobs are. At the defaults the truth itself reaches an AUC of 0.785 for clicks, 0.774 for conversions among the clicks and
-    0.786 for potential conversions among all rows.
+    world behind it depends on neither split nor exposure, and the random numbers of a chain are the same whatever the
+    other knobs are. At the defaults the truth itself reaches an AUC of 0.785 for clicks, 0.774 for conversions among
+    the clicks and 0.786 for potential conversions among all rows.
 
     Raises ConfigError for options out of range, all at once, and DataError when `source` is not a number of rows.
     """
@@ -60,8 +60,8 @@ class Simulator(Knobs):
     def __post_init__(self) -> None:
         if not _is_whole(self.source) or self.source < 1:
             raise DataError(
-                f"data.{self.split}: {self.source!r} is not a number of rows. The simulator reads no file; write how many"
-                f" rows it shall make, as in {self.split}: 100000."
+                f"data.{self.split}: {self.source!r} is not a number of rows. The simulator reads no file; write how"
+                f" many rows it shall make, as in {self.split}: 100000."
             )
         if problems := list(_problems(self)):
             raise ConfigError(problems)
@@ -96,7 +96,8 @@ def _world(knobs: Knobs) -> World:
     return World(knobs)
 
 
-def _ask(rows: Impressions, method: str, about: tuple[str, ...]) -> Any:
+def _ask(rows: Impressions, method: str, about: tuple[str, ...]) -> object:
+    """A column, an Arrow or a numpy array."""
     found = getattr(rows, method)
     return found(*about) if about else found
 
@@ -137,7 +138,7 @@ def _of_chain(chain: Chain) -> Iterator[tuple[str, Column]]:
         yield f"true_{name}", ("expected" if given else "expected_anywhere", (amount,))
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -161,14 +162,15 @@ def _problems(options: Simulator) -> Iterator[str]:
         yield from _rate_problems(options, chain)
 
 
-def _mismatch(value: Any, hint: Any) -> str | None:
+def _mismatch(value: object, hint: object) -> str | None:
     """What the type wants, if the value is not that."""
     if get_origin(hint) is Literal:
         return None if value in get_args(hint) else " or ".join(map(repr, get_args(hint)))
     kind, *bounds = get_args(hint)
     limits = [(sign, holds, getattr(b, name)) for b in bounds for name, sign, holds in _SIGNS if hasattr(b, name)]
-    fits = _is_whole(value) or (kind is float and isinstance(value, float))
-    if fits and all(holds(value, limit) for _, holds, limit in limits):
+    if (_is_whole(value) or (kind is float and isinstance(value, float))) and all(
+        holds(value, limit) for _, holds, limit in limits
+    ):
         return None
     name = "a whole number" if kind is int else "a number"
     return f"{name} {' and '.join(f'{sign} {limit}' for sign, _, limit in limits)}"
@@ -196,7 +198,8 @@ def _rate_problems(options: Simulator, chain: Chain) -> Iterator[str]:
         total = sum(options.rate(chain, t, outcome) for outcome in t.outcomes)
         if len(t.outcomes) > 1 and total >= 1:
             yield (
-                f"data.rates: those of {t} sum to {total:g}, and none is left for {t.otherwise or 'nothing'}. Give lower ones."
+                f"data.rates: those of {t} sum to {total:g}, and none is left for {t.otherwise or 'nothing'}."
+                " Give lower ones."
             )
 
 

@@ -8,16 +8,16 @@ and at every transition, with h ~ N(0, 1) hidden, for which there is no column,
 
     P(outcome n | parent) = softmax( deviation w_n + gamma h + c_n for every outcome, 0 for else or nothing )
 
-which for one outcome is a sigmoid. z_0 is s_0 standardised over logged impressions; z_n is s_n made uncorrelated with z_0, and
-standardised. The deviation is kappa for what follows the root and tau for the rest. c_n are solved so that the mean of
-P(outcome | parent) over logged impressions, each counted by its P(parent), is the rate asked for.
+which for one outcome is a sigmoid. z_0 is s_0 standardised over logged impressions; z_n is s_n made uncorrelated with
+z_0, and standardised. The deviation is kappa for what follows the root and tau for the rest. c_n are solved so that the
+mean of P(outcome | parent) over logged impressions, each counted by its P(parent), is the rate asked for.
 
 Two estimands are called "conversion rate". With means over the hidden h at given features,
 
     P(v given u)      E[ P(u) P(v | u) ] / E[ P(u) ]     among those who reach u: what a chain learns from logs
     P(v given do u)   E[ P(v | u) ]                      if everyone were made to
 
-and gamma = 0 makes them one. A value has a wish w like every other outcome, and its amount, where its parent happened, is
+and gamma = 0 makes them one. A value has a wish w like every other outcome. Where its parent happened, its amount is
 
     x = E[x] exp( noise e - noise^2 / 2 ),   E[x] = mean exp( spread w - spread^2 / 2 ),   e ~ N(0, 1)
 """
@@ -92,8 +92,8 @@ class World:
 
     @cached_property
     def histories(self) -> tuple[Ints, Ints]:
-        """Items of which users did the first stage before the log, user after user, (events,), and where each user's begin,
-        (users + 1,)."""
+        """Items of which users did the first stage before the log, user after user, (events,), and where each user's
+        begin, (users + 1,)."""
         number = len(self.users.seen)
         parts = [_Past(self, first, min(USERS_AT_ONCE, number - first)) for first in range(0, number, USERS_AT_ONCE)]
         items, lengths = zip(*(part.kept() for part in parts), strict=True)

@@ -13,7 +13,7 @@ from espace.errors import ConfigError
 
 
 class DataModule(pl.LightningDataModule):
-    """Hands Lightning the training and validation streams, each rank its slice of every batch, on its GPU if it has one.
+    """Hands Lightning the streams of training and validation: each rank its slice of a batch, on its GPU if any.
 
     Args:
         train: the training stream; its place becomes the number of batches that the trainer has trained.
@@ -29,16 +29,16 @@ class DataModule(pl.LightningDataModule):
         """The training stream from the trainer's present place."""
         trainer, batches = self._trainer, len(self.train)
         limit = trainer.limit_train_batches
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress  # Lightning's type of `total` lacks `processed`
         if isinstance(limit, float) and int(limit * batches) == 0:
             raise ConfigError(
-                f"trainer.limit_train_batches: {limit} of the {batches:,} batches of an epoch is less than one. Set it to"
-                f" {1 / batches:.2g} or more, or to a whole number of batches."
+                f"trainer.limit_train_batches: {limit} of the {batches:,} batches of an epoch is less than one. Set it"
+                f" to {1 / batches:.2g} or more, or to a whole number of batches."
             )
         steps = int(limit * batches) if isinstance(limit, float) else limit
         return self._sliced(replace(self.train, place=lambda: progress.total.processed, limit=steps))
 
-    def val_dataloader(self) -> Stream | list[Any]:
+    def val_dataloader(self) -> Stream | list[Stream]:
         """The validation stream; nothing when there is none."""
         return self._sliced(self.validation) if self.validation is not None else []
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from espace.data.batch import sent
 
@@ -18,21 +19,22 @@ from espace.data.batch import sent
 class Tensors(Protocol):
     """Something made of tensors, such as a `Batch`."""
 
-    def mapped(self, change: Callable[[Tensor], Tensor], /) -> Any:
+    def mapped(self, change: Callable[[Tensor], Tensor], /) -> Self:
         """The same with every tensor changed."""
         ...
 
 
 Item = TypeVar("Item", bound=Tensors)
+_Sent = tuple[Item, torch.cuda.Event | None]  # an item and the event of its copy
 
 
 def prefetched(items: Iterable[Item], device: torch.device, ahead: int = 2) -> Iterator[Item]:
     """The items in their order, on `device`, at most `ahead` of them read before they are asked for.
 
-    `items` is iterated in a thread, which begins when the first item is asked for. What it raises is raised here, at its place
-    in the order. When the iterator is closed or dropped, the thread finishes the item it is at, closes the iterator of `items`
-    and ends. A CUDA device gets its copies on a stream of their own: the stream that is current when an item is asked for
-    waits for them, the host does not.
+    `items` is iterated in a thread, which begins when the first item is asked for. What it raises is raised here, at
+    its place in the order. When the iterator is closed or dropped, the thread finishes the item it is at, closes the
+    iterator of `items` and ends. A CUDA device gets its copies on a stream of their own: the stream that is current
+    when an item is asked for waits for them, the host does not.
     """
     reader = _Reader(items, device, ahead)
     reader.start()
@@ -43,21 +45,21 @@ def prefetched(items: Iterable[Item], device: torch.device, ahead: int = 2) -> I
         reader.stop()
 
 
-class _Reader(Thread):
+class _Reader(Thread, Generic[Item]):
     """Reads an item each time one is asked for; `ahead` items are asked for at once."""
 
-    def __init__(self, items: Iterable[Tensors], device: torch.device, ahead: int) -> None:
+    def __init__(self, items: Iterable[Item], device: torch.device, ahead: int) -> None:
         super().__init__(name="prefetch", daemon=True)  # Python ends while a caller holds an iterator, see `_end`
         self._items, self._device = items, device
         self._lane = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._asked: SimpleQueue[None] = SimpleQueue()
-        self._found: SimpleQueue[Any] = SimpleQueue()  # (item, event of its copy), or an exception; None at the end
+        self._found: SimpleQueue[_Sent[Item] | BaseException | None] = SimpleQueue()  # None at the end
         self._stopped = False
         for _ in range(ahead):
             self._asked.put(None)
         atexit.register(self._end)
 
-    def next(self) -> Any:
+    def next(self) -> Item | None:
         """The next item, None after the last, for the current stream. Raises what reading it raised."""
         found = self._found.get()
         self._asked.put(None)
@@ -90,7 +92,7 @@ class _Reader(Thread):
         self._asked.get()
         return not self._stopped
 
-    def _sent(self, item: Tensors) -> tuple[Any, torch.cuda.Event | None]:
+    def _sent(self, item: Item) -> _Sent[Item]:
         """The item on its way to the device, and what tells when it is there."""
         with torch.cuda.stream(self._lane):  # None changes nothing
             moved = item.mapped(lambda tensor: sent(tensor, self._device))
@@ -102,11 +104,11 @@ class _Reader(Thread):
         self.join()
 
 
-def _each(items: Iterable[Tensors]) -> Generator[Tensors, None, None]:
+def _each(items: Iterable[Item]) -> Generator[Item, None, None]:
     yield from items
 
 
-def _arrived(found: tuple[Tensors, torch.cuda.Event | None], device: torch.device) -> Any:
+def _arrived(found: _Sent[Item], device: torch.device) -> Item:
     """The item for the current stream: it waits for the copy, and memory is not used again before its work is done."""
     item, copied = found
     if copied is None:

@@ -1,17 +1,17 @@
-"""The plan of batches: which rows make batch k of epoch e, the same on every rank, in every worker, after every restart.
+"""The plan of batches: which rows make batch k of epoch e, the same on every rank, in every worker, after a restart.
 
-Row groups are put in an order that is a function of (seed, epoch), read in windows of a few, shuffled within a window, and
-cut into global batches of a fixed size; a rank takes its slice of each. So a place in the stream is one number, the count of
-batches trained, and nothing else has to be saved. On a CPU there are no workers and no prefetch thread: reading is a few
-per cent of a step, and a thread that competes for two busy cores costs more than it hides. For a GPU a thread reads ahead:
-where it can, it sends whole windows, out of which the GPU takes its batches.
+Row groups are put in an order that is a function of (seed, epoch), read in windows of a few, shuffled within a window,
+and cut into global batches of a fixed size; a rank takes its slice of each. So a place in the stream is one number, the
+count of batches trained, and nothing else has to be saved. On a CPU there are no workers and no prefetch thread:
+reading is a few per cent of a step, and a thread that competes for two busy cores costs more than it hides. For a GPU a
+thread reads ahead: where it can, it sends whole windows, out of which the GPU takes its batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -115,9 +115,9 @@ class Stream:
     """The batches of a part.
 
     training: whether ids are forgotten and the sampler is used; scoring: of a sampler that wants scores; place: batches
-    trained so far, over all epochs; limit: batches of an epoch that are used; rank, ranks: which slice of each global batch is
-    taken; keep: whether encoded pieces stay in the cache; device: where batches go, which a thread then reads ahead, and None
-    leaves them on the CPU, without a thread.
+    trained so far, over all epochs; limit: batches of an epoch that are used; rank, ranks: which slice of each global
+    batch is taken; keep: whether encoded pieces stay in the cache; device: where batches go, which a thread then reads
+    ahead, and None leaves them on the CPU, without a thread.
     """
 
     part: Part
@@ -158,11 +158,11 @@ class Stream:
         for number, batch in zip(numbers, self._global_batches(windows), strict=False):
             yield self._slice(self._trained(batch, epoch, number) if self.training else batch)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Empty: the place is the trainer's count of trained batches. It tells Lightning that resuming is exact."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """Nothing to load."""
 
     def _windows(self, epoch: int, start: int) -> Iterator[_Read]:

@@ -5,11 +5,11 @@
     p_{a,t} = relu(G_{a,t} z_a + b)
 
 q_t is the vector of transition t's own tower, k its width, and h1, h2, h3 are linear maps of t from k to k. a is the
-transition before t; where several lead to the parent of t, there is a p_{a,t} of each, and one softmax over all of them and
-q_t. G also takes z_a to the width k; dropout follows the relu.
+transition before t; where several lead to the parent of t, there is a p_{a,t} of each, and one softmax over all of them
+and q_t. G also takes z_a to the width k; dropout follows the relu.
 
-The paper's heads estimate P(stage) from z_t (`head: joint`), and an additional loss asks it to be no more than P(parent)
-(`objective: ordered`). With heads that are conditional that holds by itself.
+The paper's heads estimate P(stage) from z_t (`head: joint`), and an additional loss asks it to be no more than
+P(parent) (`objective: ordered`). With heads that are conditional that holds by itself.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torchmetrics
@@ -21,9 +21,9 @@ def judged(scored: espace.Scored) -> espace.Scored:
 
     Raises NonFiniteError when a prediction on one of these rows is NaN or infinite.
     """
-    if "judged" not in scored.made:
-        scored.made["judged"] = _judged(scored)
-    found: espace.Scored = scored.made["judged"]
+    found = scored.made.get("judged")
+    if not isinstance(found, espace.Scored):
+        found = scored.made["judged"] = _judged(scored)
     return found
 
 
@@ -39,8 +39,9 @@ def _judged(scored: espace.Scored) -> espace.Scored:
     finite = logit(wide).isfinite()
     if not finite.all():
         raise NonFiniteError(
-            f"metrics: {int((~finite).sum()):,} of {len(finite):,} predictions are NaN or infinite, so no metric of them"
-            " means anything. Lower the learning rate, or look for NaN and huge values among the number features."
+            f"metrics: {int((~finite).sum()):,} of {len(finite):,} predictions are NaN or infinite, so no metric"
+            " of them means anything. Lower the learning rate, or look for NaN and huge values among the number"
+            " features."
         )
     return wide
 
@@ -51,14 +52,15 @@ def logit(scored: espace.Scored) -> Tensor:
 
 
 def place(scored: espace.Scored, bins: int) -> tuple[Tensor, Tensor]:
-    """Which of `bins` equal bins over -40 .. 40 each logit falls in, (rows,) int64, and where in it, (rows,) from 0 to 1.
+    """Which of `bins` equal bins over -40 .. 40 each logit falls in, (rows,) int64, and where in it, (rows,), 0 to 1.
 
     What lies beyond is put at the ends, where 1 - P or P is below 1e-17. Made once for all metrics with as many bins.
     """
-    if bins not in scored.made:
-        scored.made[bins] = _place(logit(scored), bins)
-    found: tuple[Tensor, Tensor] = scored.made[bins]
-    return found
+    found = scored.made.get(bins)
+    if not isinstance(found, tuple):
+        found = scored.made[bins] = _place(logit(scored), bins)
+    index, share = found
+    return index, share
 
 
 def _place(logits: Tensor, bins: int) -> tuple[Tensor, Tensor]:
@@ -77,8 +79,9 @@ def extra(scored: espace.Scored, column: str, option: str) -> Tensor:
 class KeepingMetric(torchmetrics.Metric):
     """A metric that needs the rows themselves. Abstract.
 
-    Keeps all of them up to `max_rows`; beyond that, those whose hashed key lies below a threshold that is halved whenever the
-    store is full. Rows of one key stay or go together, whatever their order, and on whatever rank they are.
+    Keeps all of them up to `max_rows`; beyond that, those whose hashed key lies below a threshold that is halved
+    whenever the store is full. Rows of one key stay or go together, whatever their order, and on whatever rank they
+    are.
 
     Args:
         max_rows: how many rows each rank keeps at most.
@@ -115,11 +118,17 @@ class KeepingMetric(torchmetrics.Metric):
         keys, rows, _ = self._fitting()
         return keys, *rows.unbind(1)
 
-    def sync(self, *args: Any, **kwargs: Any) -> None:
+    def sync(
+        self,
+        dist_sync_fn: Callable[..., object] | None = None,
+        process_group: object = None,
+        should_sync: bool = True,
+        distributed_available: Callable[..., object] | None = None,
+    ) -> None:
         """Gather the states of all ranks. A rank without rows takes part with empty columns of the right type."""
         self.keys.append(self.threshold.new_zeros(0))
         self.rows.append(self.threshold.new_zeros(0, self.columns).double())
-        super().sync(*args, **kwargs)
+        super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
 
     def _fitting(self) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and rows of which there are no more than `max_rows`, and the threshold that leaves those."""

@@ -2,8 +2,8 @@
 
     GAUC = sum over groups of (#impressions * AUC) / sum over groups of #impressions
 
-Only groups with both classes have an AUC; the others are left out of both sums. Exact while all rows fit in memory; beyond
-that, whole groups are kept whose hashed key lies below a threshold that is halved whenever the store is full.
+Only groups with both classes have an AUC; the others are left out of both sums. Exact while all rows fit in memory;
+beyond that, whole groups are kept whose hashed key lies below a threshold that is halved whenever the store is full.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def _group_keys(scored: espace.Scored, by: str) -> Tensor:
 
 
 def _grouped_auc(keys: Tensor, logits: Tensor, signed: Tensor) -> dict[str, Tensor]:
-    """The average of the module's docstring over (rows,) columns in any order; signed: the weight, negative of a negative."""
+    """The average of the module's docstring over (rows,) columns, in any order; signed: weights, those of negatives
+    below 0."""
     order = logits.argsort()
     order = order[keys[order].argsort(stable=True)]
     keys, logits, signed = keys[order], logits[order], signed[order]

@@ -1,6 +1,6 @@
 """Log loss, and log loss in units of the best constant prediction.
 
-Normalised entropy (He et al., ADKDD 2014, section 2), with p the observed rate: below 1 is better than predicting p always.
+Normalised entropy (He et al., ADKDD 2014, section 2), with p the observed rate: below 1 is better than always p.
 
     NE = log loss / -( p log p + (1 - p) log(1 - p) )
 """
@@ -16,7 +16,7 @@ from espace.parts.metrics import judged
 
 
 class LogLoss(torchmetrics.Metric):
-    """Weighted mean of -( y log P + (1 - y) log(1 - P) ), in nats, from the two exact tails; a P above 1 counts as 1."""
+    """Weighted mean of -( y log P + (1 - y) log(1 - P) ), in nats, of two exact tails; a P above 1 counts as 1."""
 
     is_differentiable = False
     higher_is_better = False

@@ -1,7 +1,8 @@
-"""How near predictions are to true probabilities, where a simulator or an experiment knows them: no label's luck is in it.
+"""How near predictions are to true probabilities, where a simulator or an experiment knows them, free of luck.
 
-Spearman's rank correlation is Pearson's of the ranks. Here a row's rank is the weight of the rows below it and half of the weight
-of those beside it, itself included, so that a row of weight 2 is two rows, and equal weights give the usual mid-ranks:
+Spearman's rank correlation is Pearson's of the ranks. Here a row's rank is the weight of the rows below it and half of
+the weight of those beside it, itself included, so that a row of weight 2 is two rows, and equal weights give the usual
+mid-ranks:
 
     rank_correlation = cov( rank of P, rank of the truth ) / sqrt( var( rank of P ) var( rank of the truth ) ), weighted
 """
@@ -20,7 +21,7 @@ from espace.parts.metrics import KeepingMetric, extra, hashed, judged
 
 
 class Truth(KeepingMetric):
-    """Rank correlation with the true probabilities, predicted over true events, and the root of the mean squared difference.
+    """Rank correlation with the true probabilities, predicted over true events, and the root mean squared difference.
 
     Args:
         column: the extra column with the true probabilities; rows where it is NaN are left out.
@@ -54,8 +55,8 @@ class Truth(KeepingMetric):
         self.keep(hashed(_bits(log_p)) ^ _bits(q), log_p, q, w)
 
     def compute(self) -> dict[str, Tensor]:
-        """`{"rank_correlation", "predicted_over_true", "rmse"}`, with the prefix: NaN without rows; the first also where the
-        predictions or the truth are all the same, the second where the truth is 0."""
+        """`{"rank_correlation", "predicted_over_true", "rmse"}`, with the prefix: NaN without rows; the first also
+        where the predictions or the truth are all the same, the second where the truth is 0."""
         weight, predicted, true, squares = self.sums.unbind()
         _, log_p, q, w = self.kept()
         found = {

@@ -1,13 +1,13 @@
 """How good the expectations of a value are: by how much they miss, how they rank, whether they add up.
 
-The normalised Gini coefficient (Wang et al., 2019, arXiv 1912.07753, recommend it) says how well expectations E rank the amounts
-x. With F the share of the rows below a row, ties counting one half,
+The normalised Gini coefficient (Wang et al., 2019, arXiv 1912.07753, recommend it) says how well expectations E rank
+the amounts x. With F the share of the rows below a row, ties counting one half,
 
     gini = cov( x, F of E ) / cov( x, F of x )
 
-is 1 for the order of the amounts themselves, and 0 for none. F comes from a histogram over the first 16 bits of a number in 32,
-whose bins are 1/128 of what falls into them wide; rows are taken to be spread evenly in a bin. Its memory does not grow with the
-rows.
+is 1 for the order of the amounts themselves, and 0 for none. F comes from a histogram over the first 16 bits of a
+number in 32, whose bins are 1/128 of what falls into them wide; rows are taken to be spread evenly in a bin. Its memory
+does not grow with the rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROUNDING = 1e-9  # a covariance is none when it is less than so much of what it
 
 
 class ValueMetric(torchmetrics.Metric):
-    """Rows, mean absolute error, normalised Gini coefficient, and predicted over observed amounts. Judges values only."""
+    """Rows, mean absolute error, normalised Gini coefficient, and predicted over observed amounts. For values only."""
 
     is_differentiable = False
     full_state_update = False
@@ -46,8 +46,8 @@ class ValueMetric(torchmetrics.Metric):
         e, x, w = (t.index_select(0, rows).double() for t in (scored.predicted, scored.labels, scored.weights))
         if not e.isfinite().all():
             raise NonFiniteError(
-                f"metrics: {int((~e.isfinite()).sum()):,} of {len(e):,} expectations are NaN or infinite. Lower the learning"
-                " rate, or look for huge amounts, and huge values among the number features."
+                f"metrics: {int((~e.isfinite()).sum()):,} of {len(e):,} expectations are NaN or infinite. Lower"
+                " the learning rate, or look for huge amounts, and huge values among the number features."
             )
         self.sums += torch.stack([torch.ones_like(w).sum(), w.sum(), w @ (e - x).abs(), w @ e, w @ x])
         for histogram, by in ((self.by_expectation, e), (self.by_amount, x)):
@@ -55,8 +55,8 @@ class ValueMetric(torchmetrics.Metric):
             histogram.index_add_(1, index, torch.stack([w, w * x, w * place, w * x * place]))
 
     def compute(self) -> dict[str, Tensor]:
-        """`{"rows", "mae", "gini", "predicted_over_observed"}`: NaN without rows, the last two also where all amounts are 0, and
-        gini where they are all the same."""
+        """`{"rows", "mae", "gini", "predicted_over_observed"}`: NaN without rows, the last two also where all amounts
+        are 0, and gini where they are all the same."""
         rows, weight, errors, expected, amounts = self.sums.unbind()
         best, scale = _covariance(self.by_amount)
         gini = torch.where(best > _ROUNDING * scale, _covariance(self.by_expectation)[0] / best, torch.nan)
@@ -65,7 +65,7 @@ class ValueMetric(torchmetrics.Metric):
 
 
 def _place(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the bins numbers (rows,) float32 fall in, in their order, (rows,) int64, and where in it, from 0 to 1."""
+    """Which of the bins numbers (rows,) float32 fall in, in order, (rows,) int64, and where in it, from 0 to 1."""
     bits = x.view(torch.int32).long()
     ordered = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF)) + 2**31
     return ordered >> 16, (ordered & 0xFFFF) / 2**16

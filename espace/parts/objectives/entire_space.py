@@ -4,8 +4,8 @@ One binary cross-entropy per labelled stage v, on the marginal over every impres
 
     L = sum_v w_v mean_D[ -y_v log P(v) - (1 - y_v) log P(not v) ]
 
-Conditionals such as pCVR get no term of their own; they learn through the marginals they are factors of. Of a value there is
-a likelihood besides, on the rows of its parent.
+Conditionals such as pCVR get no term of their own; they learn through the marginals they are factors of. Of a value
+there is a likelihood besides, on the rows of its parent.
 """
 
 from __future__ import annotations

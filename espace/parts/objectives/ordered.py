@@ -1,9 +1,9 @@
-"""The objective of AITM (Xi et al., KDD 2021, arXiv 2105.08489), for any chain: entire-space terms and a soft order of stages.
+"""The objective of AITM (Xi et al., KDD 2021, arXiv 2105.08489), for any chain: entire-space terms, stages in order.
 
     L = sum_v mean_D BCE(y_v, P(v)) + penalty sum_v mean_D max(P(v) - P(parent of v), 0)
 
-The second sum is the paper's "behavioral expectation calibrator", with its alpha as the penalty. It is for `joint` heads: a
-head that is conditional on its parent cannot put P(v) above P(parent), so its addend is 0.
+The second sum is the paper's "behavioral expectation calibrator", with its alpha as the penalty. It is for `joint`
+heads: a head that is conditional on its parent cannot put P(v) above P(parent), so its addend is 0.
 """
 
 from __future__ import annotations

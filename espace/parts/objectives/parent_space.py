@@ -2,9 +2,9 @@
 
     L = sum_t w_t sum_{rows with parent} -log P(outcome | parent) / divisor
 
-With `divide_by: rows` each term is a mean over its own rows: the usual separate training of pCTR on impressions and pCVR on
-clicks, the biased baseline BASE of ESMM (SIGIR 2018, section 3.2). With `divide_by: impressions` the sum of the terms is
-the negative log-likelihood of the whole path, per impression.
+With `divide_by: rows` each term is a mean over its own rows: the usual separate training of pCTR on impressions and
+pCVR on clicks, the biased baseline BASE of ESMM (SIGIR 2018, section 3.2). With `divide_by: impressions` the sum of the
+terms is the negative log-likelihood of the whole path, per impression.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import espace
 
 
 class ParentSpace:
-    """A cross-entropy per transition, over its outcomes and "else or nothing", where the parent happened and the outcome
-    is known."""
+    """A cross-entropy per transition, over its outcomes and "else or nothing", where the parent happened and the
+    outcome is known."""
 
     def __init__(self, chain: espace.Chain, *, divide_by: Literal["rows", "impressions"] = "rows") -> None:
         self.chain = chain

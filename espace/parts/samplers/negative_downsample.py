@@ -1,8 +1,8 @@
-"""Fewer negatives, and predictions that make up for it (negative down-sampling with re-calibration, He et al., ADKDD 2014).
+"""Fewer negatives, and predictions that make up for it (re-calibration, He et al., ADKDD 2014).
 
-A row is a negative of stage v when a parent of v happened and v did not; it is kept with the product of the rates r_v of the
-stages of which it is a negative. So of the rows that take a path c_1, c_2, ... down the chain, a share r(c_1) r(c_2) ... is
-kept, and on the kept rows, P', every loss converges to
+A row is a negative of stage v when a parent of v happened and v did not; it is kept with the product of the rates r_v
+of the stages of which it is a negative. So of the rows that take a path c_1, c_2, ... down the chain, a share r(c_1)
+r(c_2) ... is kept, and on the kept rows, P', every loss converges to
 
     P'(path)  =  r(path) P(path) / sum over all paths of the same      P(path)  =  P'(path) / r(path) / sum of the same
 
@@ -10,8 +10,8 @@ The second is the correction. For stage v after u, when nothing below v is sampl
 
     P'(v|u) / P'(not v|u)  =  P(v|u) / (r_v P(not v|u))                logit P(v|u)  =  logit P'(v|u) + log r_v
 
-Conditionals below v stay as they are, since all their rows are kept. Those above v are corrected row by row, as more of the
-rows in which nothing sampled happened are there than were: `Probabilities.reweighted` does it. All terms see one
+Conditionals below v stay as they are, since all their rows are kept. Those above v are corrected row by row, as more of
+the rows in which nothing sampled happened are there than were: `Probabilities.reweighted` does it. All terms see one
 sample, so the corrected conditionals multiply to the corrected marginals under any objective.
 """
 

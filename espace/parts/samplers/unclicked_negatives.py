@@ -1,12 +1,12 @@
-"""Rows without the parent as negatives: AMAN of the ESMM paper (Ma et al., SIGIR 2018, section 3.2; Pan et al., ICDM 2008).
+"""Rows without the parent as negatives: AMAN of the ESMM paper (SIGIR 2018, section 3.2; Pan et al., ICDM 2008).
 
-The conditional of stage v given u learns from the rows in which u happened, as in BASE, and from a share s of those in which
-it did not, taken for negatives. With p = P(u) and q = P(v given u), what is served as P(v given u) converges to
+The conditional of stage v given u learns from the rows in which u happened, as in BASE, and from a share s of those in
+which it did not, taken for negatives. With p = P(u) and q = P(v given u), what is served as P(v given u) converges to
 
     p q / (p + s (1 - p))
 
-which is q for s -> 0 and P(v) for s = 1: it is too low by a factor that differs from row to row, so nothing corrects it. All
-other terms learn from the rows that they had.
+which is q for s -> 0 and P(v) for s = 1: it is too low by a factor that differs from row to row, so nothing corrects
+it. All other terms learn from the rows that they had.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class UnclickedNegatives:
         outcomes = next(t.outcomes for t in chain.arrivals(stage))
         self._columns = np.array([s in outcomes for s in chain.stages[1:]])
         self.effect = (
-            f"{rate:g} of the rows without {self.parent} are negatives of {stage} given {self.parent}, which comes out as"
-            f" P({stage}) / (P({self.parent}) + {rate:g} (1 - P({self.parent}))); predictions are not corrected"
+            f"{rate:g} of the rows without {self.parent} are negatives of {stage} given {self.parent}, which comes"
+            f" out as P({stage}) / (P({self.parent}) + {rate:g} (1 - P({self.parent}))); predictions are not corrected"
         )
 
     def __call__(

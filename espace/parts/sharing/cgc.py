@@ -9,8 +9,8 @@ transition is on its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Annotated, TypeAlias
 
 from annotated_types import Ge
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Extraction(nn.Module):
     def __init__(
         self,
         specs: Mapping[str, espace.FeatureSpec],
-        expert: Callable[[espace.FeatureSpec], Any],
+        expert: espace.Expert,
         *,
         own: int,
         shared: int,
@@ -62,8 +62,8 @@ class Extraction(nn.Module):
 
     def forward(self, inputs: Mapping[str, espace.Features]) -> dict[str, Tensor]:
         """`{place: features}` to `{place: (batch, out_features)}`."""
-        groups: Mapping[str, Any] = dict(self.experts.items())
-        vectors = {place: [expert(inputs[place]) for expert in group] for place, group in groups.items()}
+        groups = self.experts.items()
+        vectors = {place: [expert(inputs[place]) for expert in group.children()] for place, group in groups}
         return {
             place: gate(inputs[place].flat(), [vector for p in self.seen[place] for vector in vectors[p]])
             for place, gate in self.gates.items()
@@ -87,7 +87,7 @@ class CGC(nn.Module):
         self,
         spec: espace.FeatureSpec,
         transitions: Sequence[str],
-        expert: Callable[[espace.FeatureSpec], Any],
+        expert: espace.Expert,
         *,
         own: Number = 1,
         shared: Number = 1,

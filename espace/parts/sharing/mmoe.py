@@ -8,8 +8,7 @@ features. With one expert it is the shared bottom.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -23,18 +22,18 @@ class MMoE(nn.Module):
         self,
         spec: espace.FeatureSpec,
         transitions: Sequence[str],
-        expert: Callable[[espace.FeatureSpec], Any],
+        expert: espace.Expert,
         *,
         experts: espace.Count = 4,
     ) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(expert(spec) for _ in range(experts))
+        made = [expert(spec) for _ in range(experts)]
+        self.experts = nn.ModuleList(made)
         numbers = range(1, experts + 1)
         self.gates = nn.ModuleDict(
             {name: espace.Gate(spec.width, [f"{name}/expert_{i}" for i in numbers]) for name in transitions}
         )
-        width: Any = self.experts[0].out_features
-        self.specs = dict.fromkeys(transitions, espace.FeatureSpec.of_vector(width))
+        self.specs = dict.fromkeys(transitions, espace.FeatureSpec.of_vector(made[0].out_features))
 
     def forward(self, features: espace.Features) -> Mapping[str, espace.Features]:
         """f^k, (batch, width), for every transition k."""

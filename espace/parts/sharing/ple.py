@@ -4,14 +4,13 @@
     f^{s,l} = sum over j of softmax(W_{s,l} f^{s,l-1})_j [own_{1,l} ; ... ; own_{K,l} ; shared_l]_j
 
 f^{k,0} and f^{s,0} are the features, of which gates see the flat vector. At level l the experts of transition k read
-f^{k,l-1}, the shared ones f^{s,l-1}. The gate of what is shared mixes all experts of its level; the last level has none,
-since only the f^{k,L} go on. With one level it is cgc.
+f^{k,l-1}, the shared ones f^{s,l-1}. The gate of what is shared mixes all experts of its level; the last level has
+none, since only the f^{k,L} go on. With one level it is cgc.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -32,7 +31,7 @@ class PLE(nn.Module):
         self,
         spec: espace.FeatureSpec,
         transitions: Sequence[str],
-        expert: Callable[[espace.FeatureSpec], Any],
+        expert: espace.Expert,
         *,
         levels: espace.Count = 2,
         own: Number = 1,

@@ -7,8 +7,7 @@ for every transition k, and a tower of each behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -22,7 +21,7 @@ class SharedBottom(nn.Module):
         self,
         spec: espace.FeatureSpec,
         transitions: Sequence[str],
-        expert: Callable[[espace.FeatureSpec], Any],
+        expert: espace.Expert,
     ) -> None:
         super().__init__()
         self.expert = expert(spec)

@@ -1,6 +1,7 @@
-"""Stage kinds: how the outcome of a stage, or an amount, is distributed given its parent. Here stands what amounts share.
+"""Stage kinds: how the outcome of a stage, or an amount, is distributed given its parent; and what amounts share.
 
-A scale is `least + softplus(z)` for a logit z: never 0, so that a price which repeats itself cannot make a density infinite.
+A scale is `least + softplus(z)` for a logit z: never 0, so that a price which repeats itself cannot make a density
+infinite.
 """
 
 from __future__ import annotations
