@@ -294,6 +294,7 @@ def build_encoder(
         extras=extras_of(config),
         policy=config.data.violations,
         limits=limits,
+        known_by=config.data.known_by,
         tables=tables,
         numbers=numbers,
     )

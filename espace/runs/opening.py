@@ -57,7 +57,12 @@ class Prepared:
     def stream(self, config: Config, name: str) -> Stream:
         """The batches of a part in the order of the file, for evaluation."""
         plan = Plan(self.scans[name].counts, rows_at_once(config), 0, False, 0)
-        return Stream(self.parts[name], self.encoder, plan, workers=config.data.workers, keep=config.data.keep_encoded)
+        data = config.data
+        return Stream(self.parts[name], self.encoder_of(name), plan, workers=data.workers, keep=data.keep_encoded)
+
+    def encoder_of(self, name: str) -> Encoder:
+        """The encoder of a part, in which the share of known labels is that part's."""
+        return self.encoder.counting(self.scans[name].tally.known.counts(self.encoder.chain))
 
 
 def prepare(config: Config, registry: Registry, report: Report) -> Prepared:
@@ -137,7 +142,8 @@ def task_of(config: Config, registry: Registry) -> Task:
     """What a pass over the data looks for."""
     data = config.data
     chain, limits = chain_of(config), limits_of(config, registry)
-    return Task(features_of(config), chain, labels_of(config), data.violations, data.weight, extras_of(config), limits)
+    plain = (features_of(config), chain, labels_of(config), data.violations, data.weight, extras_of(config))
+    return Task(*plain, limits, data.known_by)
 
 
 def open_parts(config: Config, registry: Registry, names: Sequence[str] = PARTS) -> dict[str, Part]:
@@ -207,8 +213,8 @@ def _wanted_columns(config: Config, part: Part) -> dict[str, str]:
     wanted |= {f"metrics.{n}.{option}": c for n, m in config.metrics.items() for option, c in m.reads.items()}
     if part.keep.columns:
         wanted["data.split.by"] = part.keep.columns[0]
-    if config.data.weight:
-        wanted["data.weight"] = config.data.weight
+    for key, column in (("weight", config.data.weight), ("known_by", config.data.known_by)):
+        wanted |= {f"data.{key}": column} if column else {}
     return wanted
 
 

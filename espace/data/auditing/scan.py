@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
@@ -26,7 +26,7 @@ from espace.data.reading.split import Part
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
 
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass
@@ -58,11 +58,12 @@ class Task:
     weight: str | None = None
     extras: Mapping[str, Extra] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)  # of every value
+    known_by: str | None = None
 
     def key(self, part: Part, *more: object) -> str:
         """Changes when the result of a scan would."""
         facts = [_VERSION, part.identity, list(self.features), self.chain.lines(), sorted(self.labels.items())]
-        more = (sorted(self.limits.items()), *more)
+        more = (sorted(self.limits.items()), self.known_by, *more)
         return cache.digest(*facts, self.policy, self.weight, sorted(self.extras.items()), *more)
 
 
@@ -111,13 +112,13 @@ def scan_other(task: Task, part: Part, encoder: Encoder, progress: Progress) -> 
     unknown = _UnknownShares(encoder)
     scan = _run(task, part, _columns(task), lambda table, labels, rows: unknown.add(table), progress)
     scan.unknown = unknown.shares()
-    _write(path, json.dumps(asdict(scan)))
+    _write(path, json.dumps(_plain(scan)))
     return scan
 
 
 def _columns(task: Task) -> list[str]:
     probe = Encoder(
-        task.features, task.chain, task.labels, dim=1, weight=task.weight, extras=task.extras, tables={}, numbers={}
+        task.features, task.chain, task.labels, dim=1, weight=task.weight, extras=task.extras, known_by=task.known_by, tables={}, numbers={}
     )
     return probe.columns()
 
@@ -140,7 +141,8 @@ def _run(
         with problems.noted():
             see(table, resolved.values, len(rows))
         problems.refuse()
-        scan.counts.append(scan.tally.add(task.chain, resolved, task.policy == "drop", rows, table.where))
+        by = table.stratum(task.known_by) if task.known_by else None
+        scan.counts.append(scan.tally.add(task.chain, resolved, task.policy == "drop", rows, table.where, by))
         done += piece.rows
         progress(part.name, done, total)
     return scan
@@ -197,9 +199,14 @@ def _save(folder: Path, scan: Scan, learnt: Learnt) -> None:
         if isinstance(table, Vocabulary):
             table.save(folder / "vocabulary" / f"{name}.parquet")
     buckets = {n: t for n, t in tables.items() if isinstance(t, int)}
-    values = {**asdict(scan), "tables": list(tables), "buckets": buckets}
+    values = {**_plain(scan), "tables": list(tables), "buckets": buckets}
     values["numbers"] = {n: asdict(s) for n, s in numbers.items()}
     _write(folder / "scan.json", json.dumps(values))
+
+
+def _plain(scan: Scan) -> dict[str, object]:
+    """Plain values, for JSON."""
+    return {**asdict(replace(scan, tally=Tally())), "tally": scan.tally.to_dict()}
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,8 @@ from espace.chain.chain import Chain
 from espace.data.batch import Batch, Ragged, sent
 from espace.data.encoding.columns import Bag, Feature, Id, Number, Vector, column_of, is_categorical, is_list, table_of
 from espace.data.encoding.columns import Sequence as History
-from espace.data.encoding.labels import Limits, Policy, resolve
+from espace.data.encoding.known import Counts
+from espace.data.encoding.labels import Limits, Mask, Policy, resolve
 from espace.data.encoding.table import LARGEST, Columns, Extra
 from espace.data.encoding.vocabulary import FIRST, NULL, UNKNOWN, Vocabulary, hash_rows
 from espace.data.reading.cache import digest
@@ -74,6 +76,7 @@ class Encoder:
         extras: `{column: "key", "value" or "probability"}`, other columns that metrics want.
         policy: what to do with labels that contradict the chain.
         limits: `{value: the least and the largest amount that there can be}`.
+        known_by: the column by whose values the share of known labels is told apart.
         tables: `{table: Vocabulary, or the number of hash buckets}`.
         numbers: `{number feature: its statistics}`.
     """
@@ -89,6 +92,7 @@ class Encoder:
         extras: Mapping[str, Extra] | None = None,
         policy: Policy = "error",
         limits: Mapping[str, Limits] | None = None,
+        known_by: str | None = None,
         tables: Mapping[str, Vocabulary | int],
         numbers: Mapping[str, NumberStats],
     ) -> None:
@@ -100,6 +104,8 @@ class Encoder:
         self.extras = dict(extras or {})
         self.policy = policy
         self.limits = dict(limits or {})
+        self.known_by = known_by
+        self.counts: Counts | None = None
         self.tables = dict(tables)
         self.numbers = dict(numbers)
 
@@ -134,7 +140,7 @@ class Encoder:
             f.weights for f in self.features if isinstance(f, Bag) and f.weights
         ]
         if labels:
-            wanted += [*self.labels.values(), *([self.weight] if self.weight else []), *self.extras]
+            wanted += [*self.labels.values(), *(c for c in (self.weight, self.known_by) if c), *self.extras]
         return list(dict.fromkeys(wanted))
 
     def encode(self, table: pa.Table, where: str, labels: bool = True, first: int = 0) -> Batch:
@@ -148,7 +154,7 @@ class Encoder:
         lists = {f.name: self._list(f, get) for f in self.features if isinstance(f, History | Bag)}
         numbers = [self._numbers(f, get, rows) for f in self.features]
         numbers = [block for block in numbers if block.shape[1]]
-        values, amounts, broken = self._labels(get, rows, labels)
+        values, amounts, counts, broken = self._labels(get, rows, labels)
         batch = Batch(
             torch.from_numpy(np.ascontiguousarray(np.stack(ids).T) if ids else np.empty((rows, 0), np.int32)),
             lists,
@@ -157,6 +163,7 @@ class Encoder:
             torch.from_numpy(self._weights(get, rows, labels)),
             {c: torch.from_numpy(get.extra(c, kind)) for c, kind in self.extras.items()} if labels else {},
             torch.from_numpy(amounts),
+            torch.from_numpy(counts),
         )
         return batch.take(torch.from_numpy(np.flatnonzero(~broken))) if broken.any() else batch
 
@@ -200,14 +207,22 @@ class Encoder:
         scaled = np.where(missing, 0.0, (values - stats.mean) / stats.deviation)
         return np.stack([scaled.clip(-LARGEST, LARGEST), missing], axis=1).astype(np.float32)
 
+    def counting(self, counts: Counts | None) -> Encoder:
+        """The same, of a part of whose rows each stands for so many."""
+        found = copy.copy(self)
+        found.counts = counts
+        found.__dict__.pop("identity", None)
+        return found
+
     def _labels(
         self, get: Columns, rows: int, wanted: bool
-    ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.bool_]]:
-        """Label values, amounts, and the rows to drop because they contradict the chain."""
-        names = [v.amount for v in self.chain.values]
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32], Mask]:
+        """Label values, amounts, what rows stand for, and the rows to drop because they contradict the chain."""
+        names, nothing = [v.amount for v in self.chain.values], np.empty((rows, 0), np.float32)
         if not wanted:
             unknown = np.full((rows, len(names)), np.nan, np.float32)
-            return np.full((rows, len(self.chain.stages) - 1), -1, np.int8), unknown, np.zeros(rows, np.bool_)
+            none = np.full((rows, len(self.chain.stages) - 1), -1, np.int8)
+            return none, unknown, nothing, np.zeros(rows, np.bool_)
         raw = {stage: get.label(column) for stage, column in self.labels.items() if stage not in names}
         amounts = {name: get.amount(self.labels[name]) for name in names}
         resolved = resolve(self.chain, raw, self.policy, amounts, self.limits)
@@ -217,7 +232,9 @@ class Encoder:
                 f"{get.where}: {int(resolved.broken.sum()):,} of {rows:,} rows have labels that contradict the chain,"
                 f" row {row} for one. Fix the labels, or set data.violations: drop."
             )
-        return resolved.values, resolved.amounts, resolved.broken
+        by = get.stratum(self.known_by) if self.known_by else None
+        counts = nothing if self.counts is None else self.counts.of(self.chain, resolved, by)
+        return resolved.values, resolved.amounts, counts, resolved.broken
 
     def _weights(self, get: Columns, rows: int, wanted: bool) -> NDArray[np.float32]:
         return get.weights(self.weight) if wanted and self.weight else np.ones(rows, np.float32)
@@ -253,8 +270,8 @@ class Encoder:
     @cached_property
     def identity(self) -> str:
         """Changes when what it makes of the same table does."""
-        facts = [self.inputs, self.chain.lines(), sorted(self.labels.items()), self.weight, self.policy]
-        return digest(*facts, sorted(self.extras.items()), sorted(self.limits.items()))
+        facts = [self.inputs, self.chain.lines(), sorted(self.labels.items()), self.weight, self.policy, self.known_by]
+        return digest(*facts, self.counts and self.counts.facts, sorted(self.extras.items()), sorted(self.limits.items()))
 
     def state(self) -> dict[str, object]:
         """What was learnt from data, as plain numpy arrays, numbers and text, for a checkpoint."""

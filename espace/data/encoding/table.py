@@ -101,6 +101,10 @@ class Columns:
             )
         return self._canonical(values, column)
 
+    def stratum(self, column: str) -> pa.Array:
+        """A column of `data.known_by` as text, (rows,); null where missing."""
+        return self.categories(column).cast(pa.string())
+
     def numbers(self, column: str, mend: str = "") -> NDArray[np.float64]:
         """A number column as float64, NaN where missing or not finite. `mend` is the way out of what is no number."""
         values = self.array(column)
