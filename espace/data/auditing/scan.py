@@ -26,7 +26,7 @@ from espace.data.reading.split import Part
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
 
-_VERSION = 4
+_VERSION = 5
 
 
 @dataclass
@@ -118,7 +118,15 @@ def scan_other(task: Task, part: Part, encoder: Encoder, progress: Progress) -> 
 
 def _columns(task: Task) -> list[str]:
     probe = Encoder(
-        task.features, task.chain, task.labels, dim=1, weight=task.weight, extras=task.extras, known_by=task.known_by, tables={}, numbers={}
+        task.features,
+        task.chain,
+        task.labels,
+        dim=1,
+        weight=task.weight,
+        extras=task.extras,
+        known_by=task.known_by,
+        tables={},
+        numbers={},
     )
     return probe.columns()
 

@@ -271,7 +271,9 @@ class Encoder:
     def identity(self) -> str:
         """Changes when what it makes of the same table does."""
         facts = [self.inputs, self.chain.lines(), sorted(self.labels.items()), self.weight, self.policy, self.known_by]
-        return digest(*facts, self.counts and self.counts.facts, sorted(self.extras.items()), sorted(self.limits.items()))
+        return digest(
+            *facts, self.counts and self.counts.facts, sorted(self.extras.items()), sorted(self.limits.items())
+        )
 
     def state(self) -> dict[str, object]:
         """What was learnt from data, as plain numpy arrays, numbers and text, for a checkpoint."""

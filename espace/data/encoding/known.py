@@ -36,7 +36,9 @@ from espace.data.encoding.labels import Column, Mask, Resolved, any_of
 from espace.errors import DataError
 
 Floats = NDArray[np.float64]
-Share = tuple[str, str]  # what is known: a stage, a value, ANY or ALL outcomes; and the transition whose parent happened
+Share = tuple[
+    str, str
+]  # what is known: a stage, a value, ANY or ALL outcomes; and the transition whose parent happened
 ANY, ALL = "*any", "*all"
 _SIGMAS = 4.0  # by which two shares of nulls have to differ before they are taken for two
 _STRATA = 10_000
@@ -55,10 +57,11 @@ class PlainKnown(TypedDict):
 class Known:
     """Rows whose labels are known, by stratum, over one part of the data: what `Counts` are made of.
 
-    strata: the values of `data.known_by`, or one None. reached, known: `{share: (strata,)}`, rows whose parent is known
-    to have happened, and those of them in which that is known; happened: those of the latter with a stage. below: `{stage: rows whose parents are known not to have
-    happened, and those of them with a label}`. incomplete: rows in which a label or an amount is not known, or was null
-    and follows from a label below or beside it.
+    strata: the values of `data.known_by`, or one None.
+    reached, known, happened: `{share: (strata,)}`, rows whose columns say that the parent happened; those of them in which
+    it is known; those of the latter in which a stage happened.
+    below: `{stage: rows whose columns say that no parent happened, and those of them with a label}`.
+    incomplete: rows in which a label or an amount is not known, or was null and follows from one below or beside it.
     """
 
     strata: list[str | None] = field(default_factory=list)
@@ -82,7 +85,9 @@ class Known:
                 found[: len(counts.get(share, ()))] += counts.get(share, 0)
                 counts[share] = found
         for stage in chain.stages[1:]:
-            below = stay & (any_of([rows.of(p) for p in chain.parents(stage)]) == 0)
+            parents = chain.parents(stage)
+            told = np.logical_and.reduce([rows.told(p) for p in parents])
+            below = stay & told & (any_of([rows.of(p) for p in parents]) == 0)
             before = self.below.get(stage, (0, 0))
             self.below[stage] = (before[0] + int(below.sum()), before[1] + int((below & rows.has(stage)).sum()))
         self.incomplete += int((stay & rows.incomplete).sum())
@@ -101,7 +106,8 @@ class Known:
                 " known. Name one with fewer, such as whole days."
             )
         self.strata = list(place)
-        return np.array(mapped, np.int64)[found.indices.to_numpy(zero_copy_only=False)]
+        places: NDArray[np.int64] = np.array(mapped, np.int64)[found.indices.to_numpy(zero_copy_only=False)]
+        return places
 
     def share(self, what: str, transition: str) -> float:
         """Of the rows whose parent happened, those in which `what` is known; NaN without such rows."""
@@ -158,7 +164,8 @@ class Known:
             for one, numbers in zip(counts, found, strict=True):
                 one[what, transition] = np.array(numbers, np.int64)
         below = {stage: (rows, told) for stage, (rows, told) in values["below"].items()}
-        return cls(values["strata"], *counts, below, values["incomplete"])
+        reached, known, happened = counts
+        return cls(values["strata"], reached, known, happened, below, values["incomplete"])
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,7 @@ class _Rows:
 
     def __init__(self, chain: Chain, labels: Resolved) -> None:
         self.chain, self.labels = chain, labels
+        self._told: dict[str, Mask] = {}
 
     def of(self, stage: str) -> Column:
         """(rows,): 1, 0 or -1."""
@@ -199,19 +207,31 @@ class _Rows:
         columns of all that it is not had."""
         if name not in self.chain.otherwise:
             return self.labels.read[name]
-        return np.logical_and.reduce([self.known(ALL, t) for t in self.chain.arrivals(name)])
+        told: Mask = np.logical_and.reduce([self.known(ALL, t) for t in self.chain.arrivals(name)])
+        return told
 
     def known(self, what: str, transition: Transition) -> Mask:
         """Whether a stage, a value, ANY or ALL outcomes of a transition were in the columns, (rows,)."""
         if what not in (ANY, ALL):
             return self.known(ALL, transition) if what == transition.otherwise else self.has(what)
         found = [self.labels.read[o] for o in transition.outcomes]
-        return np.logical_or.reduce(found) if what == ANY else np.logical_and.reduce(found)
+        told: Mask = np.logical_or.reduce(found) if what == ANY else np.logical_and.reduce(found)
+        return told
+
+    def told(self, stage: str) -> Mask:
+        """Whether the columns say, without what follows from later stages, if a stage happened, (rows,)."""
+        if stage not in self._told:
+            found: Mask = np.ones(len(self.labels.values), np.bool_)
+            for t in self.chain.arrivals(stage):
+                parent = self.of(t.parent)
+                found &= self.told(t.parent) & ((parent == 0) | ((parent == 1) & self.known(ALL, t)))
+            self._told[stage] = found
+        return self._told[stage]
 
     def shares(self) -> Iterator[tuple[Share, tuple[Mask, Mask]]]:
         """Every share with the rows whose parent happened, and those in which it is known."""
         for t in self.chain.heads:
-            reached = self.of(t.parent) == 1
+            reached = (self.of(t.parent) == 1) & self.told(t.parent)
             for what in t.outcomes if isinstance(t, Value) else (*t.children, ANY, ALL):
                 yield (what, t.name), (reached, self.known(what, t))
 
@@ -219,7 +239,8 @@ class _Rows:
     def incomplete(self) -> Mask:
         """Rows in which not all is known, or some of it only because it follows from others."""
         amounts = [(self.of(v.parent) == 1) & ~self.labels.read[v.amount] for v in self.chain.values]
-        return np.logical_or.reduce([(self.labels.values < 0).any(axis=1), self.labels.inferred, *amounts])
+        unknown: Mask = np.logical_or.reduce([(self.labels.values < 0).any(axis=1), self.labels.inferred, *amounts])
+        return unknown
 
 
 class _Counting:

@@ -121,6 +121,7 @@ def resolve(
         _promote(chain, found)
     elif policy == "zero":
         measured.withdraw(before)
+        found = dict(before)
         _withdraw(chain, found)
     found, inferred = _completed(chain, found, measured)
     broken = _any_row(rows, *_violations(chain, found), *measured.violations(found))

@@ -53,9 +53,7 @@ class ParentSpace:
         loss = -self._log_likelihood(transition, p, labels) * rows
         return loss, rows if self.divide_by == "rows" else torch.ones_like(rows)
 
-    def _log_likelihood(
-        self, transition: espace.Transition, p: espace.Probabilities, labels: espace.Labels
-    ) -> Tensor:
+    def _log_likelihood(self, transition: espace.Transition, p: espace.Probabilities, labels: espace.Labels) -> Tensor:
         """log P of the classes that the labels leave possible, given the parent: (batch,)."""
         found = [p.log_prob(outcome, given=transition.parent) for outcome in transition.outcomes]
         happened = torch.stack([labels.of(o) == 1 for o in transition.outcomes])  # (outcomes, batch)
