@@ -63,7 +63,8 @@ class Labels:
         inside = 1.0 if given is None else self.happened(given)
         if self.counts is not None:
             place = counted(self.chain).index(name if whole else f"{name}_given_{given}")
-            return self.counts[:, place] * inside
+            known = True if name in self.chain.expectations else self.of(name) >= 0  # a sampler may make it unknown
+            return self.counts[:, place] * inside * known
         if name in self.chain.expectations:
             return (~self.amount(name, given).isnan()).float() * inside
         return (self.of(name) >= 0).float() * inside
@@ -72,9 +73,9 @@ class Labels:
         """As `known`, of a whole transition: rows whose parent happened and of whose outcomes one is known, (rows,)."""
         if len(transition.outcomes) == 1:
             return self.known(transition.outcomes[0], transition.parent)
-        if self.counts is not None:
-            return self.counts[:, counted(self.chain).index(transition.name)]
         known = torch.stack([self.of(o) >= 0 for o in transition.outcomes]).any(0).float()
+        if self.counts is not None:
+            return self.counts[:, counted(self.chain).index(transition.name)] * known
         return known * self.happened(transition.parent)
 
     def added(self, stage: str) -> Tensor:

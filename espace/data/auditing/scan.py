@@ -26,7 +26,7 @@ from espace.data.reading.split import Part
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
 
-_VERSION = 5
+_VERSION = 6
 
 
 @dataclass

@@ -126,10 +126,10 @@ class Known:
         """Whether a null says nothing of whether a parent of the stage happened, as far as these rows tell."""
         if self.strata != [None]:
             return False
+        if chain.parents(stage) == (chain.root,) or stage in chain.otherwise:
+            return stage not in chain.otherwise  # what an else stage is depends on whether its parent happened
         (below, told), arrivals = self.below[stage], [(stage, t.name) for t in chain.arrivals(stage)]
         reached, known = (sum(int(counts[a].sum()) for a in arrivals) for counts in (self.reached, self.known))
-        if chain.parents(stage) == (chain.root,):
-            return True
         if told in (0, below) or known == reached:
             return False
         both = (told + known) / (below + reached)

@@ -123,8 +123,12 @@ def resolve(
         measured.withdraw(before)
         found = dict(before)
         _withdraw(chain, found)
-    found, inferred = _completed(chain, found, measured)
+    begun = found
+    found, inferred = _completed(chain, begun, measured)
     broken = _any_row(rows, *_violations(chain, found), *measured.violations(found))
+    if inferred.any():
+        plain, _ = _completed(chain, begun, measured, choices=False)
+        found |= {c: plain[c] for t in chain.transitions if len(t.outcomes) > 1 for c in t.children}
     labels = np.stack([found[s] for s in chain.stages[1:]], axis=1)
     amounts_ = measured.matrix(rows, found)
     return Resolved(labels, amounts_, orphans | strays, clashes | impossible, broken, read, inferred)
@@ -175,13 +179,19 @@ class _Measured:
         return np.stack(columns, axis=1).astype(np.float32) if columns else np.empty((rows, 0), np.float32)
 
 
-def _completed(chain: Chain, found: Mapping[str, Column], measured: _Measured) -> tuple[dict[str, Column], Mask]:
+def _completed(
+    chain: Chain, found: Mapping[str, Column], measured: _Measured, choices: bool = True
+) -> tuple[dict[str, Column], Mask]:
     """Labels with all that follows from those above, below and beside them; the rows in which one was null and follows
-    from those below or beside it."""
+    from those below or beside it.
+
+    Unless `choices`, an outcome of several does not follow from what is below it: of rows in which it is null, those
+    with something below it would be told apart from the rest, and no likelihood of the transition alone would be right.
+    """
     out = _follow(chain, found)
     inferred: Mask = np.zeros(len(out[chain.root]), np.bool_)
     while any((out[s] < 0).any() for s in chain.stages[1:]):
-        before, out = out, _infer(chain, out, measured)
+        before, out = out, _infer(chain, out, measured, choices)
         changed = [(out[s] != before[s]) for s in chain.stages[1:]]
         if not np.any(changed):
             break
@@ -190,16 +200,18 @@ def _completed(chain: Chain, found: Mapping[str, Column], measured: _Measured) -
     return out, inferred
 
 
-def _infer(chain: Chain, found: Mapping[str, Column], measured: _Measured) -> dict[str, Column]:
+def _infer(chain: Chain, found: Mapping[str, Column], measured: _Measured, choices: bool) -> dict[str, Column]:
     """What follows from a stage that happened: its parent did, if only one can have, and what it excludes did not."""
     out = dict(found)
-    for stage, mask in measured.parents().items():
+    chosen = {c for t in chain.transitions if len(t.outcomes) > 1 and not choices for c in t.children}
+    for stage, mask in measured.parents().items() if choices else ():
         out[stage] = np.where(mask & (out[stage] < 0), np.int8(1), out[stage])
     for stage in reversed(chain.stages[1:]):
         arrivals = chain.arrivals(stage)
         for t in arrivals:
             sure = np.logical_and.reduce([out[stage] == 1, *(out[u.parent] == 0 for u in arrivals if u != t)])
-            out[t.parent] = np.where(sure & (out[t.parent] < 0), np.int8(1), out[t.parent])
+            if t.parent not in chosen:
+                out[t.parent] = np.where(sure & (out[t.parent] < 0), np.int8(1), out[t.parent])
             for other in (o for o in t.outcomes if o != stage):
                 out[other] = np.where(sure & (out[other] < 0), np.int8(0), out[other])
     return out
