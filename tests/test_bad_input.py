@@ -82,7 +82,18 @@ class TestFiles:
         (shop.folder / "days").mkdir()
         shop.write(ROWS, "days/1.parquet")
         shop.write(ROWS.drop_columns(["price"]), "days/2.parquet")
-        refused(shop.espace("check", shop.yaml(data=data(train="days"))), "days/2.parquet: has no column 'price'")
+        refused(
+            shop.espace("check", shop.yaml(data=data(train="days"))),
+            "features.price: days/2.parquet: has no column 'price' (double), which days/1.parquet has.",
+        )
+
+    def test_files_of_one_folder_that_disagree_in_what_nothing_reads(self, shop):
+        (shop.folder / "days").mkdir()
+        shop.write(ROWS, "days/1.parquet")
+        shop.write(put(ROWS, added_later=[1] * 600, session=lambda v: [str(s) for s in v]), "days/2.parquet")
+        said = shop.espace("check", shop.yaml(data=data(train="days"), metrics=None))
+        assert said.code == 0, said
+        refused(shop.espace("check", "shop.yaml", "data.weight=added_later"), "data.weight: days/1.parquet: has no")
 
     @pytest.mark.parametrize(
         ("line", "says"),

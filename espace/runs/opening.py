@@ -14,6 +14,7 @@ from espace.data.encoding.columns import Bag, column_of
 from espace.data.encoding.encode import Encoder
 from espace.data.encoding.labels import Limits
 from espace.data.encoding.table import Problems
+from espace.data.reading.readers import apart
 from espace.data.reading.split import Between, HeldOut, Part, Sampled
 from espace.data.stream.stream import Plan, Scoring, Stream
 from espace.errors import ConfigError, DataError, did_you_mean
@@ -183,16 +184,19 @@ def _split(config: Config, train: Part) -> dict[str, Part]:
 def _check_columns(config: Config, parts: Mapping[str, Part]) -> None:
     """Raise DataError with every column that a part lacks."""
     missing: dict[tuple[str, str], dict[str, list[str]]] = {}  # {(place in the YAML, column): {source: its columns}}
+    problems: dict[str, None] = {}
     for part in parts.values():
-        found, source = part.reader.schema.names, part.reader.pieces[0].source
+        found, source, reasons = part.reader.schema.names, part.reader.pieces[0].source, apart(part.reader)
         for place, column in _wanted_columns(config, part).items():
-            if column not in found:
+            if column in reasons:
+                problems[f"{place}: {reasons[column]}"] = None
+            elif column not in found:
                 missing.setdefault((place, column), {})[source] = found
-    problems = [
+    problems |= dict.fromkeys(
         f"{place}: {' and '.join(lacking)} {'have' if len(lacking) > 1 else 'has'} no column '{column}'."
         f"{did_you_mean(column, next(iter(lacking.values())))}"
         for (place, column), lacking in missing.items()
-    ]
+    )
     if problems:
         raise DataError("\n".join(problems))
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
 import espace
-from espace.data.reading import cache, files, formats, schemas
+from espace.data.reading import cache, files, formats, hive, schemas
 from espace.data.reading.convert import Layout
 from espace.errors import DataError
+
+if TYPE_CHECKING:
+    from espace.contracts import Reader
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,20 @@ class Files:
 
     source: a file, folder, glob (`*`, `?`, `[..]`, `**`), or a list of these; local, or a URI that pyarrow.fs or fsspec
     knows. A folder means all data files in it and below, sorted, without names that start with _ or `.`; a list keeps
-    its order. All files need the same columns; types may differ as far as one type holds both (int32 and int64).
+    its order. All files need the columns that are read; types may differ as far as one type holds both (int32 and
+    int64). What the folders of a file say, `day=3`, is a column, unless the file has one of that name.
     format: by each file's ending when not given. The other options are for CSV. delimiter: by the ending if not given;
     column_names: for files without a header; column_types: Arrow names of types that are not to be inferred.
     An empty cell is null. CSV and Arrow streams are turned once into Parquet, in the cache folder.
 
-    Raises DataError when files are missing, unreadable, damaged, all empty, or disagree about their columns.
+    Attributes: apart, `{column that not all files have, or not in one type: why it cannot be read}`; such columns are
+    not in the schema.
+
+    Raises DataError when files are missing, unreadable, damaged, or all empty.
     """
 
     schema: pa.Schema
+    apart: Mapping[str, str]
     pieces: Sequence[Piece]
     fingerprint: str
 
@@ -56,8 +64,9 @@ class Files:
         layout = _layout(split, delimiter, column_names, column_types)
         places = files.find(source, split, _is_data(format))
         found = [formats.recognise(place, format or formats.by_ending(place.name), layout) for place in places]
+        found = hive.with_folders(found)
         self._files = {file.place.name: file for file in found}
-        self.schema, self.pieces = _survey(found, split)
+        (self.schema, self.apart), self.pieces = _survey(found, split)
         self.fingerprint = cache.digest(*(file.fingerprint for file in found))
 
     def read(self, piece: Piece, columns: Sequence[str]) -> pa.Table:
@@ -65,6 +74,8 @@ class Files:
 
         Raises DataError for a column that is not there, and for a file that is gone, has changed or is damaged.
         """
+        if refused := [self.apart[name] for name in dict.fromkeys(columns) if name in self.apart]:
+            raise DataError("\n".join(refused))
         wanted = schemas.pick(self.schema, columns, piece.source)
         return schemas.fit(_read(self._files[piece.source], piece, wanted.names), wanted, str(piece))
 
@@ -111,7 +122,7 @@ def _is_data(format: str | None) -> Callable[[str], bool]:
     return lambda name: format is not None or formats.format_of(name) is not None
 
 
-def _survey(found: Sequence[formats.File], split: str) -> tuple[pa.Schema, tuple[Piece, ...]]:
+def _survey(found: Sequence[formats.File], split: str) -> tuple[schemas.Agreed, tuple[Piece, ...]]:
     """The common columns and all pieces. Files without rows have no say in the columns."""
     columns: list[schemas.Named] = []
     pieces: list[Piece] = []
@@ -126,6 +137,11 @@ def _survey(found: Sequence[formats.File], split: str) -> tuple[pa.Schema, tuple
             f"{split}: no rows: {found[0].place.name} and {len(found) - 1} other files are empty. Check them."
         )
     return schemas.agree(columns), tuple(pieces)
+
+
+def apart(reader: Reader) -> Mapping[str, str]:
+    """`{column that some files have and the reader does not give: why}`."""
+    return reader.apart if isinstance(reader, Files) else {}
 
 
 def _read(file: formats.File, piece: Piece, columns: Sequence[str]) -> pa.Table:
