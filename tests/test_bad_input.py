@@ -364,6 +364,12 @@ class TestSplit:
             ({"share": 1.5}, "data.split.share: 1.5 is not a number above 0 and below 1"),
             ({"by": "day"}, "data.split: it is not complete. Write share: 0.1, or by: a column and train_until"),
             ({"share": 0.5, "by": "day", "train_until": 3}, "share draws rows at random, by takes the later ones."),
+            ({"by": "day", "train_until": 3, "test_until": 5}, "test_until needs validation_until, from where on"),
+            ({"by": "item_id", "train_until": "2024-01-01"}, "row 0: 'item_id' is text and has 'i"),
+            (
+                {"by": "day", "train_until": 3, "format": "%Y"},
+                "format says how text is read, but 'day' is of type int64",
+            ),
         ],
     )
     def test_a_split_that_cannot_be_made(self, shop, split, says):
@@ -373,13 +379,18 @@ class TestSplit:
         refused(
             shop.espace("check", shop.yaml(data=data(split={"share": 0.5}))), "split and validation both say which rows"
         )
+        split = {"by": "day", "train_until": 5, "validation_until": 7, "test_until": 8}
+        yaml = shop.yaml(data=data(validation=None, split=split))
+        refused(
+            shop.espace("check", yaml), "data.split.test_until: it and data.test both say which rows are tested on."
+        )
 
     def test_rows_whose_time_is_null_are_in_no_part_and_that_is_told(self, shop):
         shop.write(put(ROWS, day=lambda v: [None if i < 50 else d for i, d in enumerate(v)]))
         yaml = shop.yaml(data=train_on("train.parquet", split={"by": "day", "train_until": 7}))
         said = shop.espace("check", yaml)
         assert said.code == 0
-        assert "Note: data.split: 50 of 600 rows are in neither part, since their 'day' is missing." in said.out
+        assert "Note: data.split: 50 of 600 rows are in no part, since their 'day' is missing." in said.out
 
     @pytest.mark.parametrize("bound", ["2024-01-10", "2024-01-10T00:00:00"])
     def test_dates_and_times_are_compared_as_such(self, shop, bound):

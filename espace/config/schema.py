@@ -83,12 +83,14 @@ class Stage(Section):
 
 
 class Split(Section):
-    """Validation rows taken out of the training rows: a random share of them, or those that come later."""
+    """Validation and test rows taken out of the training rows: a random share of them, or those that come later."""
 
     share: Annotated[float, Gt(0), Lt(1)] | None = None
     by: str | None = None
+    format: str | None = None
     train_until: Moment | None = None
     validation_until: Moment | None = None
+    test_until: Moment | None = None
 
 
 class Data(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from espace.data.encoding.labels import Limits
 from espace.data.encoding.table import Problems
 from espace.data.reading.readers import apart
 from espace.data.reading.split import Between, HeldOut, Part, Sampled
+from espace.data.reading.times import Clock, overlaps
 from espace.data.stream.stream import Plan, Scoring, Stream
 from espace.errors import ConfigError, DataError, did_you_mean
 from espace.registry.registry import Registry
@@ -129,6 +131,9 @@ def judge_scans(
     for name, scan in scans.items():
         for line in audit.warnings(parts[name], scan, chain):
             report.warn(line)
+    spans = {name: scan.span for name, scan in scans.items() if scan.span}
+    for line in overlaps(config.data.split.by or "", spans) if config.data.split else ():
+        report.warn(line)
     if problems:
         raise DataError("\n".join(problems))
     _tell_rest(config, parts, scans, report)
@@ -138,7 +143,14 @@ def task_of(config: Config, registry: Registry) -> Task:
     """What a pass over the data looks for."""
     data = config.data
     chain, limits = chain_of(config), limits_of(config, registry)
-    return Task(features_of(config), chain, labels_of(config), data.violations, data.weight, extras_of(config), limits)
+    labels, extras = labels_of(config), extras_of(config)
+    return Task(features_of(config), chain, labels, data.violations, data.weight, extras, limits, clock_of(config))
+
+
+def clock_of(config: Config) -> Clock | None:
+    """What reads the times of the rows, where the YAML names their column."""
+    split = config.data.split
+    return None if split is None or split.by is None else Clock(split.by, split.format)
 
 
 def open_parts(config: Config, registry: Registry, names: Sequence[str] = PARTS) -> dict[str, Part]:
@@ -155,7 +167,8 @@ def open_parts(config: Config, registry: Registry, names: Sequence[str] = PARTS)
     parts = {name: Part(name, reader) for name, reader in readers.items()}
     split = config.data.split
     if split is not None and "train" in parts:
-        parts = {**_split(config, parts["train"]), **{n: p for n, p in parts.items() if n == "test"}}
+        parts |= _split(config, parts["train"])
+        parts = {name: parts[name] for name in PARTS if name in parts}
     if config.data.share < 1 and "train" in parts:
         train = parts["train"]
         parts["train"] = replace(train, keep=Sampled(config.data.share, config.seed, train.keep))
@@ -170,15 +183,18 @@ def open_reader(config: Config, registry: Registry, source: object, split: str) 
 
 
 def _split(config: Config, train: Part) -> dict[str, Part]:
+    """The parts that `data.split` makes of the training rows."""
     split = config.data.split
     assert split is not None, "called with a split only"
     if split.share is not None:
         outside, inside = (HeldOut(split.share, config.seed, held) for held in (False, True))
         return {"train": Part("train", train.reader, outside), "validation": Part("validation", train.reader, inside)}
-    assert split.by is not None, "the schema asks for share or by"
-    early = Between(split.by, None, split.train_until)
-    late = Between(split.by, split.train_until, split.validation_until)
-    return {"train": Part("train", train.reader, early), "validation": Part("validation", train.reader, late)}
+    if split.by is None or split.train_until is None:
+        return {"train": train}
+    bounds = [None, split.train_until, split.validation_until]
+    bounds += [] if split.test_until is None else [split.test_until]
+    spans = zip(PARTS, itertools.pairwise(bounds), strict=False)
+    return {n: Part(n, train.reader, Between(split.by, *span, split.format)) for n, span in spans}
 
 
 def _check_columns(config: Config, parts: Mapping[str, Part]) -> None:
@@ -209,8 +225,12 @@ def _wanted_columns(config: Config, part: Part) -> dict[str, str]:
     wanted |= {f"labels.{stage}": column for stage, column in labels_of(config).items()}
     wanted |= {f"data.potential.{n}": c for n, c in config.data.potential.items()}
     wanted |= {f"metrics.{n}.{option}": c for n, m in config.metrics.items() for option, c in m.reads.items()}
-    if part.keep.columns:
-        wanted["data.split.by"] = part.keep.columns[0]
+    if (
+        config.data.split is not None
+        and config.data.split.by is not None
+        and (part.keep.columns or part.name == "train")
+    ):
+        wanted["data.split.by"] = config.data.split.by
     if config.data.weight:
         wanted["data.weight"] = config.data.weight
     return wanted
@@ -223,12 +243,11 @@ def _tell_rest(config: Config, parts: Mapping[str, Part], scans: Mapping[str, Sc
         of = "" if split is None else ", validation rows not counted"
         report.warn(f"data.share: training sees {scans['train'].tally.rows:,} rows, a share of {share:g}{of}.")
         return
-    if split is None or split.by is None or not {"train", "validation"} <= {*scans}:
+    if split is None or split.by is None or split.train_until is None or not {"train", "validation"} <= {*scans}:
         return
+    made = [scans[name].tally.rows for name, part in parts.items() if part.reader is parts["train"].reader]
     rows = sum(p.rows for p in parts["train"].reader.pieces)
-    rest = rows - scans["train"].tally.rows - scans["validation"].tally.rows
-    if rest:
-        late = "" if split.validation_until is None else f" or not before {split.validation_until}"
-        report.warn(
-            f"data.split: {rest:,} of {rows:,} rows are in neither part, since their '{split.by}' is missing{late}."
-        )
+    if rest := rows - sum(made):
+        last = split.test_until or split.validation_until
+        late = "" if last is None else f" or not before {last}"
+        report.warn(f"data.split: {rest:,} of {rows:,} rows are in no part, since their '{split.by}' is missing{late}.")

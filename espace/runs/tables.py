@@ -14,6 +14,7 @@ from espace.config import Config
 from espace.contracts import Objective
 from espace.data.auditing.scan import Scan
 from espace.data.auditing.tally import Tally
+from espace.data.reading.times import Span
 from espace.runs.build import chain_of, labels_of, spaces_of, term_weights
 
 _COLUMNS = {
@@ -89,6 +90,16 @@ def terms_table(config: Config, objective: Objective, scan: Scan) -> Table:
             rows = tallies[0].known if term.given is None else tallies[0].reached
             positives = f"{sum(t.positives for t in tallies):,}"
         table.add_row(name, term.rows, f"{rows:,}", positives, term.divisor, f"{weights[name]:g}")
+    return table
+
+
+def times_table(by: str, spans: Mapping[str, Span]) -> Table:
+    """The first and the last time of every part that has times."""
+    table = Table(title=f"Times, '{by}'", title_justify="left", box=SIMPLE)
+    for name in ("part", "type", "first", "last"):
+        _add_column(table, name, text=True)
+    for part, span in spans.items():
+        table.add_row(part, span.type, span.first, span.last)
     return table
 
 
