@@ -100,13 +100,14 @@ class TestFiles:
         [
             ("1,2,3", ["line 151", "3 values where 5 are expected: '1,2,3'", "Mend the line"]),
             ("1,old,i1,0,0", ["'age' is of type string and is no number; row 149 has 'old'", "as an id"]),
+            ("1,N/A,i1,0,0", ["row 149 has 'N/A'", "a missing value, list it in data.null_values."]),
             (
                 "1,3,i1,maybe,0",
                 ["label column 'click'", "a label is 1, 0 or null; row 149 has 'maybe'", "under labels"],
             ),
             ('1,3,"i1,0,0', ["line 151", "Mend the line"]),
         ],
-        ids=["short", "text in a number", "text in a label", "open quote"],
+        ids=["short", "text in a number", "a mark of null in a number", "text in a label", "open quote"],
     )
     def test_a_csv_with_a_bad_line_says_which(self, shop, line, says):
         lines = csv_lines()
@@ -114,6 +115,16 @@ class TestFiles:
         (shop.folder / "bad.csv").write_text("\n".join(lines))
         said = shop.espace("check", shop.yaml(data={"train": "bad.csv"}, features=CSV, metrics=None))
         refused(said, "bad.csv", *says)
+
+    def test_a_csv_with_other_marks_of_null_is_read_when_they_are_named(self, shop):
+        lines = csv_lines()
+        lines[150] = "N/A,N/A,N/A,0,0"
+        (shop.folder / "good.csv").write_text("\n".join(lines))
+        yaml = shop.yaml(data={"train": "good.csv", "null_values": ["N/A"]}, features=CSV, metrics=None)
+        assert shop.espace("check", yaml).code == 0
+        refused(
+            shop.espace("check", yaml, "data.null_values=[-9]"), "data.null_values[0]: -9 is not text. Put it in quo"
+        )
 
     @pytest.mark.parametrize("content", ["", "user_id,age,history,click,conversion\n"], ids=["empty", "header only"])
     def test_a_csv_without_rows(self, shop, content):

@@ -359,6 +359,17 @@ def test_empty_cells_are_null_and_a_country_is_not(tmp_path):
     assert found.to_pydict() == {"n": [None, 1, 2], "s": [None, None, "NA"]}
 
 
+def test_more_marks_of_null_can_be_named_and_those_that_are_always_stay(tmp_path):
+    text = 'n,s\n1.5,N/A\nN/A,-\n"N/A",x\n-,NULL\n,\n2,"-"\n'
+    found = read_csv(tmp_path, text, null_values=["N/A", "-"])
+    assert found.to_pydict() == {"n": [1.5, None, None, None, None, 2], "s": [None, None, "x", None, None, None]}
+    plain = read_csv(tmp_path, text)
+    assert plain.schema == pa.schema([("n", pa.string()), ("s", pa.string())])
+    assert plain["s"].to_pylist() == ["N/A", "-", "x", None, None, "-"]
+    late = read_csv(tmp_path, "n\n" + "1\n" * 100 + "-999\n", null_values=["-999"], column_types={"n": "int8"})
+    assert late["n"].to_pylist() == [1] * 100 + [None]
+
+
 @pytest.mark.parametrize(
     ("name", "text"), [("x.tsv", "a\tb\n1\t2\n"), ("x.TXT", "a\tb\n1\t2\n"), ("x.csv", "a,b\n1,2\n")]
 )

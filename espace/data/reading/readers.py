@@ -37,8 +37,9 @@ class Files:
     its order. All files need the columns that are read; types may differ as far as one type holds both (int32 and
     int64). What the folders of a file say, `day=3`, is a column, unless the file has one of that name.
     format: by each file's ending when not given. The other options are for CSV. delimiter: by the ending if not given;
-    column_names: for files without a header; column_types: Arrow names of types that are not to be inferred.
-    An empty cell is null. CSV and Arrow streams are turned once into Parquet, in the cache folder.
+    column_names: for files without a header; column_types: Arrow names of types that are not to be inferred;
+    null_values: what stands for a missing value besides the empty cell, `NULL`, `null`, `NaN`, `nan` and backslash-N.
+    CSV and Arrow streams are turned once into Parquet, in the cache folder.
 
     Attributes: apart, `{column that not all files have, or not in one type: why it cannot be read}`; such columns are
     not in the schema.
@@ -60,8 +61,9 @@ class Files:
         delimiter: str | None = None,
         column_names: Sequence[str] | None = None,
         column_types: Mapping[str, str] | None = None,
+        null_values: Sequence[str] = (),
     ) -> None:
-        layout = _layout(split, delimiter, column_names, column_types)
+        layout = _layout(split, delimiter, column_names, column_types, null_values)
         places = files.find(source, split, _is_data(format))
         found = [formats.recognise(place, format or formats.by_ending(place.name), layout) for place in places]
         found = hive.with_folders(found)
@@ -92,9 +94,18 @@ def csv(
     delimiter: str | None = None,
     column_names: Sequence[str] | None = None,
     column_types: Mapping[str, str] | None = None,
+    null_values: Sequence[str] = (),
 ) -> Files:
     """`Files` in CSV, whatever their endings; compressed where they end in .gz, .zst or .bz2."""
-    return Files(source, split, format="csv", delimiter=delimiter, column_names=column_names, column_types=column_types)
+    return Files(
+        source,
+        split,
+        format="csv",
+        delimiter=delimiter,
+        column_names=column_names,
+        column_types=column_types,
+        null_values=null_values,
+    )
 
 
 def arrow(source: str | Sequence[str], split: str) -> Files:
@@ -111,11 +122,17 @@ def register_readers(register: espace.Register[espace.Reader]) -> None:
     register("arrow", arrow)
 
 
-def _layout(split: str, delimiter: str | None, names: Sequence[str] | None, types: Mapping[str, str] | None) -> Layout:
+def _layout(
+    split: str,
+    delimiter: str | None,
+    names: Sequence[str] | None,
+    types: Mapping[str, str] | None,
+    nulls: Sequence[str],
+) -> Layout:
     if delimiter is not None and len(delimiter) != 1:
         raise DataError(f"{split}: delimiter is {delimiter!r}. Give one character, such as ';' or \"\\t\".")
     schemas.refuse_repeats(names or (), f"{split}: column_names", "Give every column a name of its own.")
-    return Layout(delimiter, tuple(names) if names else None, tuple(sorted((types or {}).items())))
+    return Layout(delimiter, tuple(names) if names else None, tuple(sorted((types or {}).items())), tuple(nulls))
 
 
 def _is_data(format: str | None) -> Callable[[str], bool]:
