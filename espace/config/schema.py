@@ -121,6 +121,7 @@ class Data(Section):
 
 
 DATA_KEYS = tuple(name for name in Data.model_fields if name != "options")
+EMPTY = tuple(name for name in DATA_KEYS if Data.model_fields[name].default in ({}, []))  # where null takes all away
 
 
 class Embedding(Section):

@@ -118,7 +118,7 @@ def _open_part(config: Config, registry: Registry, name: str) -> Part:
         [] if split is None else ["validation"] * (config.data.validation is None) + ["test"] * bool(split.test_until)
     )
     inside = name in made
-    parts = open_parts(config, registry, ["train" if inside else name])
+    parts = open_parts(config, registry, ["train" if inside else name], [name])
     if name not in parts:
         raise ConfigError(f"data.{name}: no file is named there. Add data.{name}=FILE.")
     return parts[name]

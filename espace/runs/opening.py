@@ -68,7 +68,7 @@ def prepare(config: Config, registry: Registry, report: Report) -> Prepared:
     parts = open_parts(config, registry)
     scorer = _scorer(config, registry)
     task = task_of(config, registry)
-    scan, (tables, numbers) = scan_training(task, parts["train"], report.progress)
+    scan, (tables, numbers) = scan_training(replace(task, extras={}), parts["train"], report.progress)
     encoder = build_encoder(config, tables, numbers, task.limits)
     scoring = None if scorer is None else _scoring(*scorer, encoder)
     scans = {"train": scan}
@@ -153,8 +153,13 @@ def clock_of(config: Config) -> Clock | None:
     return None if split is None or split.by is None else Clock(split.by, split.format)
 
 
-def open_parts(config: Config, registry: Registry, names: Sequence[str] = PARTS) -> dict[str, Part]:
-    """The readers of the parts that the YAML names, with their row filters. Raises DataError for what is not there."""
+def open_parts(
+    config: Config, registry: Registry, names: Sequence[str] = PARTS, judged: Sequence[str] = PARTS[1:]
+) -> dict[str, Part]:
+    """The readers of the parts that the YAML names, with their row filters; those `judged` need the columns of metrics.
+
+    Raises DataError for what is not there.
+    """
     sources = {name: getattr(config.data, name) for name in names}
     if "train" in sources and sources["train"] is None:
         raise ConfigError("data.train: nothing to train on. Name a file, a folder or a glob.")
@@ -172,7 +177,7 @@ def open_parts(config: Config, registry: Registry, names: Sequence[str] = PARTS)
     if config.data.share < 1 and "train" in parts:
         train = parts["train"]
         parts["train"] = replace(train, keep=Sampled(config.data.share, config.seed, train.keep))
-    _check_columns(config, parts)
+    _check_columns(config, parts, judged)
     return parts
 
 
@@ -197,13 +202,13 @@ def _split(config: Config, train: Part) -> dict[str, Part]:
     return {n: Part(n, train.reader, Between(split.by, *span, split.format)) for n, span in spans}
 
 
-def _check_columns(config: Config, parts: Mapping[str, Part]) -> None:
+def _check_columns(config: Config, parts: Mapping[str, Part], judged: Sequence[str]) -> None:
     """Raise DataError with every column that a part lacks."""
     missing: dict[tuple[str, str], dict[str, list[str]]] = {}  # {(place in the YAML, column): {source: its columns}}
     problems: dict[str, None] = {}
     for part in parts.values():
         found, source, reasons = part.reader.schema.names, part.reader.pieces[0].source, apart(part.reader)
-        for place, column in _wanted_columns(config, part).items():
+        for place, column in _wanted_columns(config, part, part.name in judged).items():
             if column in reasons:
                 problems[f"{place}: {reasons[column]}"] = None
             elif column not in found:
@@ -217,14 +222,15 @@ def _check_columns(config: Config, parts: Mapping[str, Part]) -> None:
         raise DataError("\n".join(problems))
 
 
-def _wanted_columns(config: Config, part: Part) -> dict[str, str]:
+def _wanted_columns(config: Config, part: Part, judged: bool) -> dict[str, str]:
     """{place in the YAML: the column it names}."""
     features = features_of(config)
     wanted = {f"features.{f.name}": column_of(f) for f in features}
     wanted |= {f"features.{f.name}.weights": f.weights for f in features if isinstance(f, Bag) and f.weights}
     wanted |= {f"labels.{stage}": column for stage, column in labels_of(config).items()}
-    wanted |= {f"data.potential.{n}": c for n, c in config.data.potential.items()}
-    wanted |= {f"metrics.{n}.{option}": c for n, m in config.metrics.items() for option, c in m.reads.items()}
+    if judged:
+        wanted |= {f"data.potential.{n}": c for n, c in config.data.potential.items()}
+        wanted |= {f"metrics.{n}.{option}": c for n, m in config.metrics.items() for option, c in m.reads.items()}
     if (
         config.data.split is not None
         and config.data.split.by is not None

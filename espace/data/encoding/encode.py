@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -102,6 +103,13 @@ class Encoder:
         self.limits = dict(limits or {})
         self.tables = dict(tables)
         self.numbers = dict(numbers)
+
+    def without_extras(self) -> Encoder:
+        """The same one, for rows that no metric sees."""
+        other = copy(self)
+        other.extras = {}
+        other.__dict__.pop("identity", None)  # it was that of this one
+        return other
 
     @cached_property
     def layout(self) -> Layout:
