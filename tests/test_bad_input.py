@@ -274,8 +274,12 @@ class TestViolations:
             said,
             f"train: {ORPHANS} of 600 rows have conversion = 1 but click = 0; in this chain conversion follows click",
             "(such as train.parquet, row group 0, row ",
-            "Fix the labels, or set data.violations: drop.",
+            "Fix the labels, or set data.violations: drop (such rows are left out), zero (conversion = 0) or promote"
+            " (click = 1). If conversion can happen without click, let the chain say so: impression -> click else"
+            " no_click, no_click -> conversion.",
         )
+        merged = ["impression -> click else no_click", "click -> conversion", "no_click -> conversion"]
+        assert orphaned.espace("check", orphaned.yaml(chain=merged)).code == 0
 
     @pytest.mark.parametrize("policy", ["drop", "zero", "promote"])
     def test_every_policy_leaves_the_counts_it_promises(self, orphaned, policy):
