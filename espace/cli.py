@@ -151,7 +151,10 @@ def predict(
     out: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
     keep: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="A column to pass through; again for more. All by default.", show_default=False),
+        typer.Option(
+            help="A column to pass through; again for more. By default all that all files have and Parquet can hold.",
+            show_default=False,
+        ),
     ] = None,
     overrides: Overrides = None,
     reader: Annotated[
@@ -193,12 +196,15 @@ def _reader(kind: str, data: str, config: Config, registry: Registry) -> Reader:
 
 def _predict(run: Run, source: Reader, out: Path, keep: list[str] | None, quiet: bool) -> None:
     """Predict all rows, and tell how far it is."""
+    from espace.runs.passing import passed_on
     from espace.runs.report import Report
 
     report, total, done = Report(quiet), sum(p.rows for p in source.pieces), 0
     for done in run.predict_file(source, out, keep):
         report.progress("rows", done, total)
     report.done_reading()
+    for note in passed_on(source, keep)[1]:
+        report.warn(note)
     if not quiet:
         typer.echo(f"{done:,} rows with {_columns_of(run)}: {out}")
 

@@ -82,20 +82,32 @@ class TestFiles:
         (shop.folder / "days").mkdir()
         shop.write(ROWS, "days/1.parquet")
         shop.write(ROWS.drop_columns(["price"]), "days/2.parquet")
-        refused(shop.espace("check", shop.yaml(data=data(train="days"))), "days/2.parquet: has no column 'price'")
+        refused(
+            shop.espace("check", shop.yaml(data=data(train="days"))),
+            "features.price: days/2.parquet: has no column 'price' (double), which days/1.parquet has.",
+        )
+
+    def test_files_of_one_folder_that_disagree_in_what_nothing_reads(self, shop):
+        (shop.folder / "days").mkdir()
+        shop.write(ROWS, "days/1.parquet")
+        shop.write(put(ROWS, added_later=[1] * 600, session=lambda v: [str(s) for s in v]), "days/2.parquet")
+        said = shop.espace("check", shop.yaml(data=data(train="days"), metrics=None))
+        assert said.code == 0, said
+        refused(shop.espace("check", "shop.yaml", "data.weight=added_later"), "data.weight: days/1.parquet: has no")
 
     @pytest.mark.parametrize(
         ("line", "says"),
         [
             ("1,2,3", ["line 151", "3 values where 5 are expected: '1,2,3'", "Mend the line"]),
             ("1,old,i1,0,0", ["'age' is of type string and is no number; row 149 has 'old'", "as an id"]),
+            ("1,N/A,i1,0,0", ["row 149 has 'N/A'", "a missing value, list it in data.null_values."]),
             (
                 "1,3,i1,maybe,0",
                 ["label column 'click'", "a label is 1, 0 or null; row 149 has 'maybe'", "under labels"],
             ),
             ('1,3,"i1,0,0', ["line 151", "Mend the line"]),
         ],
-        ids=["short", "text in a number", "text in a label", "open quote"],
+        ids=["short", "text in a number", "a mark of null in a number", "text in a label", "open quote"],
     )
     def test_a_csv_with_a_bad_line_says_which(self, shop, line, says):
         lines = csv_lines()
@@ -103,6 +115,16 @@ class TestFiles:
         (shop.folder / "bad.csv").write_text("\n".join(lines))
         said = shop.espace("check", shop.yaml(data={"train": "bad.csv"}, features=CSV, metrics=None))
         refused(said, "bad.csv", *says)
+
+    def test_a_csv_with_other_marks_of_null_is_read_when_they_are_named(self, shop):
+        lines = csv_lines()
+        lines[150] = "N/A,N/A,N/A,0,0"
+        (shop.folder / "good.csv").write_text("\n".join(lines))
+        yaml = shop.yaml(data={"train": "good.csv", "null_values": ["N/A"]}, features=CSV, metrics=None)
+        assert shop.espace("check", yaml).code == 0
+        refused(
+            shop.espace("check", yaml, "data.null_values=[-9]"), "data.null_values[0]: -9 is not text. Put it in quo"
+        )
 
     @pytest.mark.parametrize("content", ["", "user_id,age,history,click,conversion\n"], ids=["empty", "header only"])
     def test_a_csv_without_rows(self, shop, content):
@@ -252,8 +274,12 @@ class TestViolations:
             said,
             f"train: {ORPHANS} of 600 rows have conversion = 1 but click = 0; in this chain conversion follows click",
             "(such as train.parquet, row group 0, row ",
-            "Fix the labels, or set data.violations: drop.",
+            "Fix the labels, or set data.violations: drop (such rows are left out), zero (conversion = 0) or promote"
+            " (click = 1). If conversion can happen without click, let the chain say so: impression -> click else"
+            " no_click, no_click -> conversion.",
         )
+        merged = ["impression -> click else no_click", "click -> conversion", "no_click -> conversion"]
+        assert orphaned.espace("check", orphaned.yaml(chain=merged)).code == 0
 
     @pytest.mark.parametrize("policy", ["drop", "zero", "promote"])
     def test_every_policy_leaves_the_counts_it_promises(self, orphaned, policy):
@@ -353,6 +379,12 @@ class TestSplit:
             ({"share": 1.5}, "data.split.share: 1.5 is not a number above 0 and below 1"),
             ({"by": "day"}, "data.split: it is not complete. Write share: 0.1, or by: a column and train_until"),
             ({"share": 0.5, "by": "day", "train_until": 3}, "share draws rows at random, by takes the later ones."),
+            ({"by": "day", "train_until": 3, "test_until": 5}, "test_until needs validation_until, from where on"),
+            ({"by": "item_id", "train_until": "2024-01-01"}, "row 0: 'item_id' is text and has 'i"),
+            (
+                {"by": "day", "train_until": 3, "format": "%Y"},
+                "format says how text is read, but 'day' is of type int64",
+            ),
         ],
     )
     def test_a_split_that_cannot_be_made(self, shop, split, says):
@@ -362,13 +394,18 @@ class TestSplit:
         refused(
             shop.espace("check", shop.yaml(data=data(split={"share": 0.5}))), "split and validation both say which rows"
         )
+        split = {"by": "day", "train_until": 5, "validation_until": 7, "test_until": 8}
+        yaml = shop.yaml(data=data(validation=None, split=split))
+        refused(
+            shop.espace("check", yaml), "data.split.test_until: it and data.test both say which rows are tested on."
+        )
 
     def test_rows_whose_time_is_null_are_in_no_part_and_that_is_told(self, shop):
         shop.write(put(ROWS, day=lambda v: [None if i < 50 else d for i, d in enumerate(v)]))
         yaml = shop.yaml(data=train_on("train.parquet", split={"by": "day", "train_until": 7}))
         said = shop.espace("check", yaml)
         assert said.code == 0
-        assert "Note: data.split: 50 of 600 rows are in neither part, since their 'day' is missing." in said.out
+        assert "Note: data.split: 50 of 600 rows are in no part, since their 'day' is missing." in said.out
 
     @pytest.mark.parametrize("bound", ["2024-01-10", "2024-01-10T00:00:00"])
     def test_dates_and_times_are_compared_as_such(self, shop, bound):

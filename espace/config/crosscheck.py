@@ -187,13 +187,21 @@ def _split(config: Fields) -> Iterator[Problem]:
     split, key = config.data.split, ("data", "split")
     if split is None:
         return
-    if config.data.validation is not None:
+    bounds = [name for name in ("train_until", "validation_until", "test_until") if getattr(split, name) is not None]
+    timed = [name for name in ("by", "format") if getattr(split, name) is not None] + bounds
+    divides = split.share is not None or bool(bounds)
+    if config.data.validation is not None and (divides or split.by is None):
         yield Problem(key, "split and validation both say which rows are held out. Remove one of them.")
-    timed = [name for name in ("by", "train_until", "validation_until") if getattr(split, name) is not None]
+    if config.data.test is not None and split.test_until is not None:
+        yield Problem((*key, "test_until"), "it and data.test both say which rows are tested on. Remove one of them.")
     if split.share is not None and timed:
         yield Problem(key, f"share draws rows at random, {timed[0]} takes the later ones. Remove one of them.")
+    elif not divides and split.by is not None and config.data.validation is not None:
+        return  # it names the times that the audit compares
     elif split.share is None and not {"by", "train_until"} <= {*timed}:
         yield Problem(key, "it is not complete. Write share: 0.1, or by: a column and train_until: a value of it.")
+    elif split.test_until is not None and split.validation_until is None:
+        yield Problem(key, "test_until needs validation_until, from where on rows are tested on. Add it.")
 
 
 def _shares(config: Fields) -> Iterator[Problem]:

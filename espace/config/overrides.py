@@ -16,6 +16,8 @@ from espace.config.schema import DEFAULTS, EXPERT, NAMED_PARTS, PARTS
 from espace.config.yamlfile import Key, Place, Problem, Source, dotted, parse_value, show
 from espace.errors import ConfigError, did_you_mean
 
+_NAMED: tuple[Key, ...] = (*((name,) for name in NAMED_PARTS), ("scores",), ("labels",), ("data", "potential"))
+
 
 def apply(source: Source, overrides: Sequence[str]) -> None:
     """Change the tree. A part that it does not name has its default before one of its options is set."""
@@ -48,7 +50,7 @@ def _apply(source: Source, text: str, place: Place) -> None:
             node[slot] = {"type": node[slot]}
         node = node[slot]
     slot = _slot(node, steps[-1], key)
-    if value is None and len(key) == 1 and key[0] in (*NAMED_PARTS, "scores"):
+    if value is None and key in _NAMED:
         _remove(node, steps[-1], DEFAULTS.get(str(key[0]), {}))
     else:
         node[slot] = value

@@ -10,7 +10,7 @@ from typing import Any
 
 from espace.chain.chain import Chain
 from espace.chain.pieces import ChainPiece
-from espace.config.schema import DATA_KEYS, DEFAULTS, EXPERT, NAMED_PARTS, PARTS, VALUE
+from espace.config.schema import DATA_KEYS, DEFAULTS, EMPTY, EXPERT, NAMED_PARTS, PARTS, VALUE
 from espace.config.validate import bind
 from espace.config.yamlfile import Key, Problem, show
 from espace.errors import ChainError, EspaceError, PluginError, did_you_mean
@@ -172,7 +172,7 @@ class Binder:
             tree["stages"][name] = {**piece.stages[name], **said} if isinstance(said, dict) else said
 
     def _data(self, written: dict[str, Any]) -> dict[str, Any]:
-        closed = {key: value for key, value in written.items() if key in DATA_KEYS}
+        closed = {k: v for k, v in written.items() if k in DATA_KEYS and (v is not None or k not in EMPTY)}
         rest = {key: value for key, value in written.items() if key not in DATA_KEYS}
         kind = closed.get("type", "files")
         entry = self._entry("readers", kind, ("data", "type")) if isinstance(kind, str) else None

@@ -83,12 +83,14 @@ class Stage(Section):
 
 
 class Split(Section):
-    """Validation rows taken out of the training rows: a random share of them, or those that come later."""
+    """Validation and test rows taken out of the training rows: a random share of them, or those that come later."""
 
     share: Annotated[float, Gt(0), Lt(1)] | None = None
     by: str | None = None
+    format: str | None = None
     train_until: Moment | None = None
     validation_until: Moment | None = None
+    test_until: Moment | None = None
 
 
 class Data(Section):
@@ -120,6 +122,7 @@ class Data(Section):
 
 
 DATA_KEYS = tuple(name for name in Data.model_fields if name != "options")
+EMPTY = tuple(name for name in DATA_KEYS if Data.model_fields[name].default in ({}, []))  # where null takes all away
 
 
 class Embedding(Section):

@@ -113,8 +113,12 @@ def evaluate_run(run: Run, config: Config, name: str, report: Report, see: See |
 def _open_part(config: Config, registry: Registry, name: str) -> Part:
     if name not in PARTS:
         raise ConfigError(f"split: there is no part '{name}' of the data.{did_you_mean(name, PARTS)}")
-    inside = config.data.split is not None and name == "validation"
-    parts = open_parts(config, registry, ["train" if inside else name])
+    split = config.data.split
+    made = (
+        [] if split is None else ["validation"] * (config.data.validation is None) + ["test"] * bool(split.test_until)
+    )
+    inside = name in made
+    parts = open_parts(config, registry, ["train" if inside else name], [name])
     if name not in parts:
         raise ConfigError(f"data.{name}: no file is named there. Add data.{name}=FILE.")
     return parts[name]

@@ -36,7 +36,7 @@ from espace.runs.run import (
     write_results,
     write_start,
 )
-from espace.training.callbacks import Checkpoints, Interrupted, Interrupts
+from espace.training.callbacks import Checkpoints, Interrupted, Interrupts, Quarters
 from espace.training.checkpoint import read_checkpoint
 from espace.training.lightning import Training
 from espace.training.memory import keep_freed
@@ -85,7 +85,8 @@ class Fitting:
             interrupts,
         ]  # a place is saved when all else has seen the step
         with lightning_quiet():
-            options = _trainer_options(config, monitored, len(self.prepared.plan(config)))
+            options = _trainer_options(config, monitored)
+            callbacks += [] if _says_when(config) else [Quarters()]
             trainer = make_trainer(options, callbacks, self.folder, resumed_at)
         self.gpu = gpu_of(trainer)
         if trainer.is_global_zero and not resume:
@@ -129,7 +130,7 @@ class Fitting:
         data = self.config.data
         plan = self.prepared.plan(self.config)
         sampler = build_sampler(self.config, self.registry)
-        part, encoder = self.prepared.parts["train"], self.prepared.encoder_of("train")
+        part, encoder = self.prepared.parts["train"], self.prepared.encoder_of("train").without_extras()
         train = Stream(part, encoder, plan, training=True, workers=data.workers, keep=data.keep_encoded)
         train = replace(train, sampling=sampler, scoring=self.prepared.scoring)
         return DataModule(train, self.prepared.stream(self.config, "validation") if monitored else None)
@@ -167,15 +168,17 @@ class Fitting:
         return run
 
 
-def _trainer_options(config: Config, monitored: bool, batches: int) -> dict[str, object]:
-    """The user's options over espace's defaults: one epoch unless steps or time are given, four validations in each of
-    `batches`."""
+def _trainer_options(config: Config, monitored: bool) -> dict[str, object]:
+    """The user's options over espace's defaults: one epoch unless steps or time are given."""
     options = {"precision": default_precision(config.trainer.get("accelerator", "auto")), **config.trainer}
     if "max_epochs" not in options:
         options["max_epochs"] = -1 if options.get("max_steps", -1) > 0 or options.get("max_time") else 1
-    if "check_val_every_n_epoch" not in options:
-        options.setdefault("val_check_interval", 0.25 if "limit_train_batches" in options else -(-batches // 4))
     return options if monitored else {**options, "limit_val_batches": 0}
+
+
+def _says_when(config: Config) -> bool:
+    """Whether the user says when validation comes."""
+    return not {"val_check_interval", "check_val_every_n_epoch"}.isdisjoint(config.trainer)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,9 @@ from espace.data.encoding.columns import Bag, column_of
 from espace.data.encoding.encode import Encoder
 from espace.data.encoding.labels import Limits
 from espace.data.encoding.table import Problems
+from espace.data.reading.readers import apart
 from espace.data.reading.split import Between, HeldOut, Part, Sampled
+from espace.data.reading.times import Clock, overlaps
 from espace.data.stream.stream import Plan, Scoring, Stream
 from espace.errors import ConfigError, DataError, did_you_mean
 from espace.registry.registry import Registry
@@ -70,7 +73,7 @@ def prepare(config: Config, registry: Registry, report: Report) -> Prepared:
     parts = open_parts(config, registry)
     scorer = _scorer(config, registry)
     task = task_of(config, registry)
-    scan, (tables, numbers) = scan_training(task, parts["train"], report.progress)
+    scan, (tables, numbers) = scan_training(replace(task, extras={}), parts["train"], report.progress)
     encoder = build_encoder(config, tables, numbers, task.limits)
     scoring = None if scorer is None else _scoring(*scorer, encoder)
     scans = {"train": scan}
@@ -133,6 +136,9 @@ def judge_scans(
     for name, scan in scans.items():
         for line in audit.warnings(parts[name], scan, chain):
             report.warn(line)
+    spans = {name: scan.span for name, scan in scans.items() if scan.span}
+    for line in overlaps(config.data.split.by or "", spans) if config.data.split else ():
+        report.warn(line)
     if problems:
         raise DataError("\n".join(problems))
     _tell_rest(config, parts, scans, report)
@@ -142,12 +148,23 @@ def task_of(config: Config, registry: Registry) -> Task:
     """What a pass over the data looks for."""
     data = config.data
     chain, limits = chain_of(config), limits_of(config, registry)
-    plain = (features_of(config), chain, labels_of(config), data.violations, data.weight, extras_of(config))
-    return Task(*plain, limits, data.known_by)
+    columns = (features_of(config), chain, labels_of(config), data.violations, data.weight, extras_of(config))
+    return Task(*columns, limits, data.known_by, clock_of(config))
 
 
-def open_parts(config: Config, registry: Registry, names: Sequence[str] = PARTS) -> dict[str, Part]:
-    """The readers of the parts that the YAML names, with their row filters. Raises DataError for what is not there."""
+def clock_of(config: Config) -> Clock | None:
+    """What reads the times of the rows, where the YAML names their column."""
+    split = config.data.split
+    return None if split is None or split.by is None else Clock(split.by, split.format)
+
+
+def open_parts(
+    config: Config, registry: Registry, names: Sequence[str] = PARTS, judged: Sequence[str] = PARTS[1:]
+) -> dict[str, Part]:
+    """The readers of the parts that the YAML names, with their row filters; those `judged` need the columns of metrics.
+
+    Raises DataError for what is not there.
+    """
     sources = {name: getattr(config.data, name) for name in names}
     if "train" in sources and sources["train"] is None:
         raise ConfigError("data.train: nothing to train on. Name a file, a folder or a glob.")
@@ -160,11 +177,12 @@ def open_parts(config: Config, registry: Registry, names: Sequence[str] = PARTS)
     parts = {name: Part(name, reader) for name, reader in readers.items()}
     split = config.data.split
     if split is not None and "train" in parts:
-        parts = {**_split(config, parts["train"]), **{n: p for n, p in parts.items() if n == "test"}}
+        parts |= _split(config, parts["train"])
+        parts = {name: parts[name] for name in PARTS if name in parts}
     if config.data.share < 1 and "train" in parts:
         train = parts["train"]
         parts["train"] = replace(train, keep=Sampled(config.data.share, config.seed, train.keep))
-    _check_columns(config, parts)
+    _check_columns(config, parts, judged)
     return parts
 
 
@@ -175,44 +193,55 @@ def open_reader(config: Config, registry: Registry, source: object, split: str) 
 
 
 def _split(config: Config, train: Part) -> dict[str, Part]:
+    """The parts that `data.split` makes of the training rows."""
     split = config.data.split
     assert split is not None, "called with a split only"
     if split.share is not None:
         outside, inside = (HeldOut(split.share, config.seed, held) for held in (False, True))
         return {"train": Part("train", train.reader, outside), "validation": Part("validation", train.reader, inside)}
-    assert split.by is not None, "the schema asks for share or by"
-    early = Between(split.by, None, split.train_until)
-    late = Between(split.by, split.train_until, split.validation_until)
-    return {"train": Part("train", train.reader, early), "validation": Part("validation", train.reader, late)}
+    if split.by is None or split.train_until is None:
+        return {"train": train}
+    bounds = [None, split.train_until, split.validation_until]
+    bounds += [] if split.test_until is None else [split.test_until]
+    spans = zip(PARTS, itertools.pairwise(bounds), strict=False)
+    return {n: Part(n, train.reader, Between(split.by, *span, split.format)) for n, span in spans}
 
 
-def _check_columns(config: Config, parts: Mapping[str, Part]) -> None:
+def _check_columns(config: Config, parts: Mapping[str, Part], judged: Sequence[str]) -> None:
     """Raise DataError with every column that a part lacks."""
     missing: dict[tuple[str, str], dict[str, list[str]]] = {}  # {(place in the YAML, column): {source: its columns}}
+    problems: dict[str, None] = {}
     for part in parts.values():
-        found, source = part.reader.schema.names, part.reader.pieces[0].source
-        for place, column in _wanted_columns(config, part).items():
-            if column not in found:
+        found, source, reasons = part.reader.schema.names, part.reader.pieces[0].source, apart(part.reader)
+        for place, column in _wanted_columns(config, part, part.name in judged).items():
+            if column in reasons:
+                problems[f"{place}: {reasons[column]}"] = None
+            elif column not in found:
                 missing.setdefault((place, column), {})[source] = found
-    problems = [
+    problems |= dict.fromkeys(
         f"{place}: {' and '.join(lacking)} {'have' if len(lacking) > 1 else 'has'} no column '{column}'."
         f"{did_you_mean(column, next(iter(lacking.values())))}"
         for (place, column), lacking in missing.items()
-    ]
+    )
     if problems:
         raise DataError("\n".join(problems))
 
 
-def _wanted_columns(config: Config, part: Part) -> dict[str, str]:
+def _wanted_columns(config: Config, part: Part, judged: bool) -> dict[str, str]:
     """{place in the YAML: the column it names}."""
     features = features_of(config)
     wanted = {f"features.{f.name}": column_of(f) for f in features}
     wanted |= {f"features.{f.name}.weights": f.weights for f in features if isinstance(f, Bag) and f.weights}
     wanted |= {f"labels.{stage}": column for stage, column in labels_of(config).items()}
-    wanted |= {f"data.potential.{n}": c for n, c in config.data.potential.items()}
-    wanted |= {f"metrics.{n}.{option}": c for n, m in config.metrics.items() for option, c in m.reads.items()}
-    if part.keep.columns:
-        wanted["data.split.by"] = part.keep.columns[0]
+    if judged:
+        wanted |= {f"data.potential.{n}": c for n, c in config.data.potential.items()}
+        wanted |= {f"metrics.{n}.{option}": c for n, m in config.metrics.items() for option, c in m.reads.items()}
+    if (
+        config.data.split is not None
+        and config.data.split.by is not None
+        and (part.keep.columns or part.name == "train")
+    ):
+        wanted["data.split.by"] = config.data.split.by
     for key, column in (("weight", config.data.weight), ("known_by", config.data.known_by)):
         wanted |= {f"data.{key}": column} if column else {}
     return wanted
@@ -225,12 +254,11 @@ def _tell_rest(config: Config, parts: Mapping[str, Part], scans: Mapping[str, Sc
         of = "" if split is None else ", validation rows not counted"
         report.warn(f"data.share: training sees {scans['train'].tally.rows:,} rows, a share of {share:g}{of}.")
         return
-    if split is None or split.by is None or not {"train", "validation"} <= {*scans}:
+    if split is None or split.by is None or split.train_until is None or not {"train", "validation"} <= {*scans}:
         return
+    made = [scans[name].tally.rows for name, part in parts.items() if part.reader is parts["train"].reader]
     rows = sum(p.rows for p in parts["train"].reader.pieces)
-    rest = rows - scans["train"].tally.rows - scans["validation"].tally.rows
-    if rest:
-        late = "" if split.validation_until is None else f" or not before {split.validation_until}"
-        report.warn(
-            f"data.split: {rest:,} of {rows:,} rows are in neither part, since their '{split.by}' is missing{late}."
-        )
+    if rest := rows - sum(made):
+        last = split.test_until or split.validation_until
+        late = "" if last is None else f" or not before {last}"
+        report.warn(f"data.split: {rest:,} of {rows:,} rows are in no part, since their '{split.by}' is missing{late}.")

@@ -25,7 +25,16 @@ from espace.runs.figures import (
     draw_learning,
     draw_shares,
 )
-from espace.runs.tables import OF_TRUTH, results_table, stages_table, suspicious, terms_table, truths_of, truths_table
+from espace.runs.tables import (
+    OF_TRUTH,
+    results_table,
+    stages_table,
+    suspicious,
+    terms_table,
+    times_table,
+    truths_of,
+    truths_table,
+)
 
 if TYPE_CHECKING:
     from espace.training.narrator import Narrator
@@ -82,6 +91,8 @@ class Report:
         """Rates of every stage, violations, unknown labels, and which rows feed which loss term."""
         self.done_reading()
         self.console.print(stages_table(config, scans))
+        if config.data.split and config.data.split.by and (spans := {n: s.span for n, s in scans.items() if s.span}):
+            self.console.print(times_table(config.data.split.by, spans))
         self.console.print(terms_table(config, objective, scans["train"]))
 
     def start(self, config: Config, model: Model, folder: Path, precision: str) -> None:

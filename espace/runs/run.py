@@ -25,12 +25,13 @@ from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder, learnt_from_state
 from espace.data.encoding.table import Columns
 from espace.data.encoding.vocabulary import Vocabulary
-from espace.data.reading.readers import Piece
+from espace.data.reading.readers import Piece, apart
 from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
 from espace.registry.registry import Registry
 from espace.registry.registry import load as load_plugins
 from espace.runs.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
+from espace.runs.passing import check_columns, passed_on
 from espace.training.checkpoint import read_checkpoint
 from espace.training.optim import settle
 from espace.training.precision import autocast, default_precision
@@ -116,11 +117,11 @@ class Run:
         self._check_input("the table", read.column_names)
         return self._predict(read, "the table")
 
-    def _check_input(self, where: str, found: Sequence[str]) -> None:
+    def _check_input(self, where: str, found: Sequence[str], apart: Mapping[str, str] | None = None) -> None:
         """Raise DataError naming every column that the model or a score reads and the input lacks."""
-        check_columns(where, self.encoder.columns(labels=False), found, _READ)
+        check_columns(where, self.encoder.columns(labels=False), found, _READ, apart)
         for name, score in self.scores.items():
-            check_columns(where, score.columns, found, f"which scores.{name} reads")
+            check_columns(where, score.columns, found, f"which scores.{name} reads", apart)
 
     def _input_columns(self) -> list[str]:
         return [*self.encoder.columns(labels=False), *(c for score in self.scores.values() for c in score.columns)]
@@ -164,14 +165,14 @@ class Run:
     def predict_file(self, reader: Reader, out: Path, keep: Sequence[str] | None = None) -> Iterator[int]:
         """Stream predictions of all rows of `reader` to a Parquet file, in their order, beside the columns in `keep`.
 
-        None keeps all. Yields the rows done so far. The file appears under its name when it is complete.
+        None keeps all that all files have and Parquet can hold. Yields the rows done so far. The file appears under its
+        name when it is complete.
 
         Raises DataError naming file and row group for what cannot be read, RunError when `out` cannot be written.
         """
         names, sources = reader.schema.names, {Path(piece.source).resolve() for piece in reader.pieces}
-        keep = list(dict.fromkeys(names if keep is None else keep))
-        self._check_input(reader.pieces[0].source, names)
-        check_columns(reader.pieces[0].source, keep, names, "which --keep names")
+        self._check_input(reader.pieces[0].source, names, apart(reader))
+        keep, _ = passed_on(reader, keep)
         if out.is_dir() or out.resolve() in sources:
             what = "a folder" if out.is_dir() else "a file that is read"
             raise RunError(f"{out}: it is {what}, and predictions go to a file of their own. Choose another --out.")
@@ -205,15 +206,6 @@ class Run:
         for name in predicted.column_names:
             kept = kept.append_column(name, predicted[name])
         return kept
-
-
-def check_columns(where: str, wanted: Sequence[str], found: Sequence[str], why: str) -> None:
-    """Raise DataError naming every column that is missing, with the nearest names."""
-    missing = [c for c in dict.fromkeys(wanted) if c not in found]
-    if missing:
-        raise DataError(
-            "\n".join(f"{where}: there is no column '{c}', {why}.{did_you_mean(c, found)}" for c in missing)
-        )
 
 
 def _as_table(table: object) -> pa.Table:

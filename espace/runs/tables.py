@@ -17,6 +17,7 @@ from espace.contracts import Objective
 from espace.data.auditing.scan import Scan
 from espace.data.auditing.tally import Tally
 from espace.data.encoding.known import ANY
+from espace.data.reading.times import Span
 from espace.runs.build import chain_of, labels_of, spaces_of, term_weights
 
 _COLUMNS = {
@@ -108,6 +109,16 @@ def _term_rows(chain: Chain, term: Term, tally: Tally) -> tuple[int, int]:
     whats = [(s if len(stages) == 1 else ANY, t.name) for s, t in arrivals]
     below = known.below[stages[0]][0] if term.given is None else 0
     return below + sum(int(known.known[share].sum()) for share in dict.fromkeys(whats)), positives
+
+
+def times_table(by: str, spans: Mapping[str, Span]) -> Table:
+    """The first and the last time of every part that has times."""
+    table = Table(title=f"Times, '{by}'", title_justify="left", box=SIMPLE)
+    for name in ("part", "type", "first", "last"):
+        _add_column(table, name, text=True)
+    for part, span in spans.items():
+        table.add_row(part, span.type, span.first, span.last)
+    return table
 
 
 def results_table(config: Config, part: str, metrics: Mapping[str, float], elsewhere: Collection[str]) -> Table:

@@ -144,6 +144,27 @@ class Checkpoints(pl.Callback):
             trainer.should_stop = True
 
 
+class Quarters(pl.Callback):
+    """Validation after every quarter of an epoch, the last one at its end: four in an epoch of four batches or more,
+    one after each batch of a shorter one."""
+
+    def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
+        """Lightning validates where `batches done in the epoch % val_check_batch` is 0, resumed or not."""
+        trainer.val_check_batch = _Quarterly(trainer.num_training_batches)
+
+
+class _Quarterly(int):
+    """The batches of an epoch, of which the remainder is 0 at the end of each quarter: 586 are not four times any."""
+
+    def __rmod__(self, done: int) -> int:
+        return int(done not in quarters(self))
+
+
+def quarters(batches: int) -> list[int]:
+    """How many batches of an epoch are done at the end of each quarter: `ceil(batches i / 4)`, each number once."""
+    return sorted({-(-batches * i // 4) for i in range(1, 5)})
+
+
 def check_weights(trainer: pl.Trainer) -> None:
     """Raise NonFiniteError unless every weight is finite: such weights never replace a checkpoint."""
     wrong = [name for name, p in trainer.lightning_module.named_parameters() if not _is_finite(p.detach())]

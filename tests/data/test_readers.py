@@ -16,6 +16,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc
+import pyarrow.dataset
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
@@ -87,10 +88,10 @@ def write_stream(data, path):
 
 
 def write_parts(data, folder):
-    (folder / "day=2").mkdir(parents=True)
+    (folder / "second").mkdir(parents=True)
     write_csv(data.slice(0, 400), folder / "a.csv")
     write_parquet(data.slice(400, 300), folder / "b.parquet")
-    write_arrow(data.slice(700), folder / "day=2" / "c.arrow")
+    write_arrow(data.slice(700), folder / "second" / "c.arrow")
     for noise in ("_SUCCESS", ".a.csv.crc", "README.md"):
         write_text(folder / noise, "not,data\n")
     return str(folder)
@@ -107,9 +108,9 @@ def written_as_list(data, folder):
 
 def written_for_glob(data, folder):
     for day in range(4):
-        (folder / f"day={day}").mkdir()
-        write_parquet(data.slice(day * 250, 250), folder / f"day={day}" / "part-0.parquet")
-    return str(folder / "day=?" / "*.parquet")
+        (folder / f"day-{day}").mkdir()
+        write_parquet(data.slice(day * 250, 250), folder / f"day-{day}" / "part-0.parquet")
+    return str(folder / "day-?" / "*.parquet")
 
 
 WRITTEN = {
@@ -195,7 +196,7 @@ def test_a_glob_and_a_file_uri_reach_the_same_files(tmp_path):
     path = written_for_glob(table(), tmp_path)
     assert read_all(Files(f"file://{path.replace('?', '*')}", "train")).equals(table())
     assert read_all(Files(str(tmp_path / "**" / "part-*.parquet"), "train")).equals(table())
-    assert read_all(Files(str(tmp_path / "day=[0-3]"), "train")).equals(table())
+    assert read_all(Files(str(tmp_path / "day-[0-3]"), "train")).equals(table())
 
 
 def test_relative_paths_survive_a_change_of_the_working_folder(tmp_path, monkeypatch):
@@ -284,6 +285,63 @@ def test_the_common_type_does_not_depend_on_the_order_of_the_files(kinds):
     assert schemas.agree(named) == schemas.agree(named[::-1])
 
 
+# Columns in the names of folders
+
+
+FOLDERS = {
+    "numbers": (["day=01", "day=2", "day=-3"], pa.int32(), [1, 2, -3]),
+    "dates": (["day=2024-01-01", "day=2024-01-02"], pa.string(), ["2024-01-01", "2024-01-02"]),
+    "number and text": (["day=1", "day=x"], pa.string(), ["1", "x"]),
+    "null": (["day=__HIVE_DEFAULT_PARTITION__", "day=4"], pa.int32(), [None, 4]),
+    "too large": (["day=2147483648"], pa.string(), ["2147483648"]),
+    "escaped": (["day=1%202%3A3", "day=b=c", "day="], pa.string(), ["1 2:3", "b=c", ""]),
+    "the outer folder": (["day=1/day=2"], pa.int32(), [1]),
+    "numbers that are none": (["day=+1", "day= 1", "day=1_0"], pa.string(), ["+1", " 1", "1_0"]),
+}
+
+
+@pytest.mark.parametrize("folders", FOLDERS)
+def test_folders_are_columns_as_they_are_for_pyarrow(folders, tmp_path):
+    names, kind, values = FOLDERS[folders]
+    for number, name in enumerate(names):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        write_parquet(pa.table({"n": [number]}), tmp_path / "data" / name / "x.parquet")
+    found = read_all(Files(str(tmp_path / "data"), "train"))
+    assert found["day"].type == kind
+    assert dict(zip(found["n"].to_pylist(), found["day"].to_pylist(), strict=True)) == dict(enumerate(values))
+    partitioned = pa.dataset.dataset(tmp_path / "data", partitioning="hive", format="parquet").to_table()
+    assert found.sort_by("n").equals(partitioned.sort_by("n"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "arrow file", "arrow stream"])
+def test_folders_are_columns_in_every_format_and_on_an_object_store(kind, tmp_path):
+    for day in (1, 2):
+        (tmp_path / f"day={day}" / "country=NA").mkdir(parents=True)
+        WRITTEN[kind](table(10, day), tmp_path / f"day={day}" / "country=NA")
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path), f"/{tmp_path.name}", recursive=True)
+    try:
+        for source in (str(tmp_path), f"{tmp_path}/day=*/*/*", f"memory://{tmp_path.name}"):
+            reader = pickle.loads(pickle.dumps(Files(source, "train")))
+            found = read_all(reader, ["day", "country"])
+            assert found.to_pydict() == {"day": [1] * 10 + [2] * 10, "country": ["NA"] * 20}
+            rows = pa.concat_tables([table(10, 1), table(10, 2)])
+            assert read_all(reader).select(["user", "click"]).equals(rows.select(["user", "click"]))
+    finally:
+        store.rm(f"/{tmp_path.name}", recursive=True)
+
+
+def test_what_a_folder_says_is_content_and_a_column_of_the_file_goes_before_it(tmp_path):
+    for name in ("day=1", "day=2"):
+        (tmp_path / name).mkdir()
+        write_parquet(pa.table({"n": [7]}), tmp_path / name / "x.parquet")
+    readers = [Files(str(tmp_path / name), "train") for name in ("day=1", "day=2")]
+    assert [read_all(reader)["day"].to_pylist() for reader in readers] == [[1], [2]]
+    assert readers[0].fingerprint != readers[1].fingerprint
+    write_parquet(pa.table({"day": ["monday"]}), tmp_path / "day=1" / "x.parquet")
+    assert read_all(Files(str(tmp_path / "day=1"), "train")).to_pydict() == {"day": ["monday"]}
+
+
 # CSV
 
 
@@ -299,6 +357,17 @@ def test_bom_crlf_quotes_and_line_breaks_in_quotes_are_understood(tmp_path):
 def test_empty_cells_are_null_and_a_country_is_not(tmp_path):
     found = read_csv(tmp_path, 'n,s\n,\n1,""\n2,NA\n')
     assert found.to_pydict() == {"n": [None, 1, 2], "s": [None, None, "NA"]}
+
+
+def test_more_marks_of_null_can_be_named_and_those_that_are_always_stay(tmp_path):
+    text = 'n,s\n1.5,N/A\nN/A,-\n"N/A",x\n-,NULL\n,\n2,"-"\n'
+    found = read_csv(tmp_path, text, null_values=["N/A", "-"])
+    assert found.to_pydict() == {"n": [1.5, None, None, None, None, 2], "s": [None, None, "x", None, None, None]}
+    plain = read_csv(tmp_path, text)
+    assert plain.schema == pa.schema([("n", pa.string()), ("s", pa.string())])
+    assert plain["s"].to_pylist() == ["N/A", "-", "x", None, None, "-"]
+    late = read_csv(tmp_path, "n\n" + "1\n" * 100 + "-999\n", null_values=["-999"], column_types={"n": "int8"})
+    assert late["n"].to_pylist() == [1] * 100 + [None]
 
 
 @pytest.mark.parametrize(
@@ -690,15 +759,28 @@ def test_options_that_do_not_fit_are_refused(options, message, tmp_path):
 def test_files_that_disagree_are_both_named(other, message, tmp_path):
     one = write_parquet(pa.table({"a": [1], "click": [1]}), tmp_path / "1.parquet")
     two = write_parquet(pa.table(other), tmp_path / "2.parquet")
+    reader = Files([one, two], "train")
     with pytest.raises(DataError, match=message):
-        Files([one, two], "train")
+        reader.read(reader.pieces[0], ["a", "click", "z"])
 
 
 def test_all_disagreements_of_two_files_come_at_once(tmp_path):
     write_parquet(pa.table({"a": [1], "b": [1], "c": [1]}), tmp_path / "1.parquet")
     write_parquet(pa.table({"a": ["x"], "b": ["x"]}), tmp_path / "2.parquet")
-    with pytest.raises(DataError, match=r"'c'(.|\n)*'a' is(.|\n)*'b' is"):
-        Files(str(tmp_path / "*.parquet"), "train")
+    reader = Files(str(tmp_path / "*.parquet"), "train")
+    with pytest.raises(DataError, match=r"'a' is(.|\n)*'b' is(.|\n)*'c'"):
+        reader.read(reader.pieces[0], ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_files_may_differ_in_columns_that_nothing_reads(order, tmp_path):
+    tables = [table(10), table(10, 1).append_column("later", pa.array([1] * 10)), table(10, 2).drop_columns("price")]
+    tables[0] = tables[0].set_column(1, "city", pa.array(range(10)))
+    paths = [write_parquet(tables[i], tmp_path / f"{i}.parquet") for i in order]
+    reader = Files(paths, "train")
+    assert sorted(reader.schema.names) == ["click", "user"]
+    assert read_all(reader).equals(pa.concat_tables(tables[i].select(["user", "click"]) for i in order))
+    assert sorted(reader.apart) == ["city", "later", "price"]
 
 
 def test_a_column_that_is_not_there_is_named_with_what_was_meant(tmp_path):

@@ -157,6 +157,24 @@ class TestResults:
         assert found[f"{name}/log_loss"] == pytest.approx(log_loss(y, p, sample_weight=w), abs=1e-6)
         assert found[f"{name}/auc"] == pytest.approx(roc_auc_score(y, p, sample_weight=w), abs=1e-4)
 
+    def test_what_only_metrics_read_may_be_missing_where_nothing_is_judged(self, shop):
+        for name in ("validation", "test"):
+            shop.write(put(rows(300, 1), would_buy=[1, 0, None] * 100), f"{name}.parquet")
+        shop.write(rows(600).drop_columns(["session"]))
+        data = {**CONFIG["data"], "potential": {"conversion_given_click": "would_buy"}}
+        yaml = shop.yaml(data=data, trainer={"accelerator": "cpu", "max_steps": 2})
+        said = shop.espace("fit", yaml, "--run-dir", "run")
+        assert said.code == 0, said
+        results = json.loads((shop.folder / "run" / "results.json").read_text())
+        assert results["test/conversion_given_click_entire_space/rows"] == 200
+        assert "test/click/gauc" in results
+        assert shop.espace("evaluate", "run").code == 0
+        said = shop.espace("evaluate", "run", "--split", "train")
+        assert said.code == 2
+        assert "data.potential.conversion_given_click: train.parquet has no column 'would_buy'." in said.error
+        assert "metrics.gauc.by: train.parquet has no column 'session'." in said.error
+        assert shop.espace("evaluate", "run", "--split", "train", "data.potential=null", "metrics.gauc=null").code == 0
+
 
 class TestRuns:
     def test_the_folder_holds_what_it_promises(self, trained):

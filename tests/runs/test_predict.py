@@ -23,6 +23,12 @@ NAMES = ["p_click", "p_conversion", "p_conversion_given_click"]
 READ = ["user_id", "item_id", "place", "price", "age", "history", "tags", "tag_weights", "text"]
 TREE = ["impression -> click", "click -> cart | wish else browse", "cart -> buy", "wish -> buy", "browse -> buy"]
 ROWS = rows(600, 7)
+UNHELD = {
+    "interval": pa.month_day_nano_interval(),
+    "list of intervals": pa.list_(pa.month_day_nano_interval()),
+    "run ends": pa.run_end_encoded(pa.int32(), pa.int64()),
+    "empty struct": pa.struct([]),
+}
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +198,38 @@ class TestFiles:
         expected = pa.concat_tables([ROWS.slice(200), ROWS.slice(0, 200)])
         for source in ("days", "days/*.parquet"):
             assert predict(source).select(READ).equals(expected.select(READ))
+
+    @pytest.mark.parametrize("kind", UNHELD)
+    def test_a_column_that_parquet_cannot_hold_is_left_out_and_that_is_told(self, shop, trained, kind):
+        odd = ROWS.append_column("odd", pa.nulls(600, UNHELD[kind])).append_column("zone", pa.nulls(600))
+        with pa.ipc.new_file("odd.arrow", odd.schema) as writer:
+            writer.write_table(odd, max_chunksize=400)
+        asked = ("predict", trained.run, "--data", "odd.arrow", "--out", "p.parquet")
+        said = shop.espace(*asked)
+        assert said.code == 0, said
+        assert f"Note: the column 'odd' is not passed on: Parquet cannot hold its type, {UNHELD[kind]}." in said.out
+        assert pq.read_table("p.parquet").column_names == [*ROWS.column_names, "zone", *NAMES]
+        said = shop.espace(*asked, "--keep", "user_id", "--keep", "odd")
+        assert said.code == 2
+        assert "odd.arrow: --keep names the column 'odd', but Parquet cannot hold its type" in said.error
+
+    def test_a_column_that_not_all_files_have_is_not_passed_on_and_that_is_told(self, shop, trained):
+        (shop.folder / "days").mkdir()
+        shop.write(ROWS.slice(0, 300), "days/a.parquet")
+        shop.write(ROWS.slice(300).append_column("late", pa.array([1] * 300)), "days/b.parquet")
+        said = shop.espace("predict", trained.run, "--data", "days", "--out", "p.parquet")
+        assert "the column 'late' is not passed on: not all files have it, or not in one type." in said.out
+        assert pq.read_table("p.parquet").column_names == [*ROWS.column_names, *NAMES]
+        said = shop.espace("predict", trained.run, "--data", "days", "--out", "p.parquet", "--keep", "late")
+        assert "no column 'late', which --keep names. days/a.parquet: has no column 'late' (int64)" in said.error
+
+    def test_what_folders_say_is_read_and_passed_on(self, shop, predict, model):
+        for age in (20, 70):
+            (shop.folder / f"rows/age={age}").mkdir(parents=True)
+            shop.write(ROWS.drop_columns("age"), f"rows/age={age}/x.parquet")
+        found, expected = predict("rows"), [model.predict(put(ROWS, age=[age] * 600)) for age in (20, 70)]
+        assert found["age"].to_pylist() == [20] * 600 + [70] * 600
+        assert found.select(NAMES).equals(pa.concat_tables(expected))
 
     @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.csv.gz"])
     def test_csv_gives_what_parquet_gives(self, predict, model, name):

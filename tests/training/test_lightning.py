@@ -19,7 +19,7 @@ from espace.runs.fitting import Fitting
 from espace.runs.opening import prepare
 from espace.runs.report import Report
 from espace.runs.run import load
-from espace.training.callbacks import _is_finite
+from espace.training.callbacks import _is_finite, quarters
 from espace.training.checkpoint import read_checkpoint
 from espace.training.trainer import trainer_problems
 from tests.shop import CONFIG, rows
@@ -93,6 +93,30 @@ def test_a_line_has_the_number_of_steps_and_the_epoch_that_it_is_about(shop):
     assert places["train/loss"] == [(4, 0), (8, 0), (12, 1), (16, 1), (20, 1)]
     assert places["val/loss"] == [(5, 0), (10, 0), (15, 1), (20, 1)]
     assert (run / "metrics.csv").read_bytes().count(b"\r") == 0
+
+
+def test_an_epoch_has_four_validations_and_the_last_is_at_its_end():
+    for batches in range(1, 700):
+        found = quarters(batches)
+        assert len(found) == min(batches, 4)
+        assert found[-1] == batches
+        sizes = np.diff([0, *found])
+        assert sizes.max() - sizes.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("trainer", "steps"),
+    [
+        ({"max_epochs": 2}, [3, 5, 8, 10, 13, 15, 18, 20]),
+        ({"limit_train_batches": 0.7}, [2, 4, 6, 7]),
+        ({"limit_train_batches": 3}, [1, 2, 3]),
+        ({"max_steps": 14, "max_epochs": 2}, [3, 5, 8, 10, 13, 14]),
+        ({"val_check_interval": 0.25}, [2, 4, 6, 8, 10]),
+    ],
+)
+def test_validation_comes_after_every_quarter_of_an_epoch_unless_the_trainer_says_when(trainer, steps, shop):
+    run = train(shop, trainer=trainer)
+    assert [step for step, _, name, _ in lines(run) if name == "val/loss"] == steps
 
 
 def test_the_loss_of_a_line_is_the_mean_over_all_rows_since_the_line_before(shop):

@@ -43,6 +43,7 @@ SECTIONS: dict[str, Any] = {
 TRAINER = {"accelerator": "cpu", "max_epochs": 3, "log_every_n_steps": 2}
 SCHEDULES: dict[str, dict[str, Any]] = {
     "no validation": {"trainer": {"limit_val_batches": 0, "max_epochs": 2}},
+    "validation after each quarter": {"trainer": {"max_epochs": 2}},
     "validation inside the epoch": {"trainer": {"val_check_interval": 3}},
     "validation at its end": {"trainer": {"val_check_interval": 1.0, "max_epochs": 2}},
     "validation in every second epoch": {"trainer": {"val_check_interval": 1.0, "check_val_every_n_epoch": 2}},
@@ -59,7 +60,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "a share of the epoch": {"trainer": {"val_check_interval": 0.5, "limit_train_batches": 0.5}},
     "patience": {"patience": 2, "trainer": {"val_check_interval": 2}, "optimizer": {"lr": 0.3}},
 }
-COUNTS = dict(zip(SCHEDULES, [14, 21, 14, 21, 14, 9, 6, 12, 10, 3, 9], strict=False))  # patience ends when it ends
+COUNTS = dict(zip(SCHEDULES, [14, 14, 21, 14, 21, 14, 9, 6, 12, 10, 3, 9], strict=False))  # patience ends when it ends
 
 
 class Killed(BaseException):

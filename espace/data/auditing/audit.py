@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from espace.chain.chain import Chain
+from espace.chain.merges import merge_without
 from espace.data.auditing.scan import Scan
 from espace.data.encoding.known import ALL, ANY, Known
 from espace.data.encoding.labels import Limits, Policy
@@ -55,12 +56,11 @@ def _nothing_left(part: Part, scan: Scan) -> str:
 def _violation(part: Part, scan: Scan, chain: Chain, name: str, rows: int, limits: Mapping[str, Limits]) -> str:
     places = "; ".join(scan.tally.examples[name])
     of = f"{part.name}: {rows:,} of {scan.tally.rows:,} rows"
-    mend = "Fix the labels, or set data.violations: drop."
     for v in chain.values:
         if name == v.amount:
             what = f"{v.amount} other than 0 but {v.parent} = 0"
             where = f"in this chain {v.amount} is measured where {v.parent} happened"
-            return f"{of} have {what}; {where} (such as {places}). {mend}"
+            return f"{of} have {what}; {where} (such as {places}). {_mend(chain, v.amount, [v.parent])}"
         if name == v.name:
             what = f"{v.amount} {_outside(*limits[v.amount])}, which its distribution does not have (such as {places})"
             other = f"Choose another stages.{v.amount}.kind, fix the column, or set data.violations: drop."
@@ -69,13 +69,25 @@ def _violation(part: Part, scan: Scan, chain: Chain, name: str, rows: int, limit
         outcomes = next(t.outcomes for t in chain.transitions if t.name == name)
         return (
             f"{of} have more than one of {', '.join(outcomes)}, but in this chain they exclude each other"
-            f" (such as {places}). Fix the labels, declare independent transitions, or set data.violations: drop."
+            f" (such as {places}). Fix the labels, declare independent transitions, or set data.violations: drop (such"
+            " rows are left out) or zero (the first of them stays)."
         )
     parents = chain.parents(name)
     return (
         f"{of} have {name} = 1 but {' and '.join(f'{p} = 0' for p in parents)}; in this chain {name} follows"
-        f" {' or '.join(parents)} (such as {places}). {mend}"
+        f" {' or '.join(parents)} (such as {places}). {_mend(chain, name, parents)}"
     )
+
+
+def _mend(chain: Chain, name: str, parents: Sequence[str]) -> str:
+    """The ways out for a stage or value that happened without its parents."""
+    ways = ["drop (such rows are left out)", f"zero ({name} = 0)"]
+    if all(len(chain.parents(stage)) < 2 for stage in chain.stages):  # where config lets `promote` be chosen
+        ways.append(f"promote ({parents[0]} = 1)")
+    said = f"Fix the labels, or set data.violations: {', '.join(ways[:-1])} or {ways[-1]}."
+    lines = merge_without(chain, name) if name in chain.stages else []
+    without = f" If {name} can happen without {' and '.join(parents)}, let the chain say so: {', '.join(lines)}."
+    return said + (without if lines else "")
 
 
 def _outside(low: float, high: float) -> str:

@@ -23,10 +23,11 @@ from espace.data.encoding.table import Columns, Extra, Problems
 from espace.data.encoding.vocabulary import UNKNOWN, Vocabulary, one_array
 from espace.data.reading import cache
 from espace.data.reading.split import Part
+from espace.data.reading.times import Clock, PlainSpan, Span, joined
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
 
-_VERSION = 6
+_VERSION = 7
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Scan:
     counts: rows that each piece keeps; missing: `{number feature: (missing or not finite, rows)}`;
     leaks: `{feature: (stage, AUC of the feature alone)}`;
     unknown: `{feature: share of its values not in the vocabulary}`;
-    weight: sum of the row weights, None where rows have none.
+    weight: sum of the row weights, None where rows have none; span: of the times of the rows, where there are any.
     """
 
     tally: Tally
@@ -45,6 +46,7 @@ class Scan:
     leaks: dict[str, tuple[str, float]] = field(default_factory=dict)
     unknown: dict[str, float] = field(default_factory=dict)
     weight: float | None = None
+    span: Span | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,12 @@ class Task:
     extras: Mapping[str, Extra] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)  # of every value
     known_by: str | None = None
+    clock: Clock | None = None  # of the column of times, where a part has it
 
     def key(self, part: Part, *more: object) -> str:
         """Changes when the result of a scan would."""
         facts = [_VERSION, part.identity, list(self.features), self.chain.lines(), sorted(self.labels.items())]
-        more = (sorted(self.limits.items()), self.known_by, *more)
+        more = (sorted(self.limits.items()), self.known_by, self.clock, *more)
         return cache.digest(*facts, self.policy, self.weight, sorted(self.extras.items()), *more)
 
 
@@ -76,6 +79,7 @@ class _Saved(TypedDict):
     leaks: dict[str, list[str | float]]
     unknown: dict[str, float]
     weight: float | None
+    span: PlainSpan | None
 
 
 Array = TypeVar("Array")
@@ -140,8 +144,11 @@ def _run(
 ) -> Scan:
     scan, done = Scan(Tally(), [], weight=0.0 if task.weight else None), 0
     total = sum(p.rows for p in part.reader.pieces)
+    clock = task.clock if task.clock and task.clock.by in part.reader.schema.names else None
     for number, piece in enumerate(part.reader.pieces):
-        data, rows = part.read(number, columns)
+        data, rows = part.read(number, [*columns, clock.by] if clock else columns)
+        if clock:
+            scan.span = joined(scan.span, clock.span(data.column(clock.by), part.where(number)))
         table, problems = Columns(data, part.where(number), rows), Problems()
         raw, amounts = _read_labels(task, table, problems)
         resolved = resolve(task.chain, raw, task.policy, amounts, task.limits)
@@ -243,4 +250,6 @@ def _read_vocabulary(path: Path) -> Vocabulary:
 def _scan_from(values: _Saved) -> Scan:
     missing = {name: (gone, rows) for name, (gone, rows) in values["missing"].items()}
     leaks = {name: (str(stage), float(auc)) for name, (stage, auc) in values["leaks"].items()}
-    return Scan(Tally.from_dict(values["tally"]), values["counts"], missing, leaks, values["unknown"], values["weight"])
+    tally, span = Tally.from_dict(values["tally"]), values["span"]
+    unknown, weight = values["unknown"], values["weight"]
+    return Scan(tally, values["counts"], missing, leaks, unknown, weight, span and Span(**span))

@@ -109,6 +109,13 @@ class Encoder:
         self.tables = dict(tables)
         self.numbers = dict(numbers)
 
+    def without_extras(self) -> Encoder:
+        """The same one, for rows that no metric sees."""
+        other = copy.copy(self)
+        other.extras = {}
+        other.__dict__.pop("identity", None)  # it was that of this one
+        return other
+
     @cached_property
     def layout(self) -> Layout:
         """Rows and offsets of every table."""

@@ -207,5 +207,7 @@ class Columns:
         try:
             return as_numbers(values)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            what = f"'{column}' is of type {values.type} and is no number{first_text(values, rows)}"
-            raise DataError(f"{self.where}: {what}. {mend}") from error
+            text = first_text(values, rows)
+            what = f"'{column}' is of type {values.type} and is no number{text}"
+            nulls = " If in CSV that stands for a missing value, list it in data.null_values." if text else ""
+            raise DataError(f"{self.where}: {what}. {mend}{nulls}") from error

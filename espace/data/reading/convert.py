@@ -32,12 +32,13 @@ class Layout:
     """How a CSV file is written. Its text is part of the cache key.
 
     delimiter: one character, None when the ending decides; names: the columns of a file without a header;
-    types: columns whose type is not inferred.
+    types: columns whose type is not inferred; nulls: what stands for a missing value besides the usual marks.
     """
 
     delimiter: str | None
     names: tuple[str, ...] | None
     types: tuple[tuple[str, str], ...]
+    nulls: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> dict[str, pa.DataType]:
@@ -75,8 +76,8 @@ class _DriftError(Exception):
         self.column, self.row, self.value = column, row, value
 
     def message(self, file: str, name: str, kind: pa.DataType) -> str:
-        where = f"{file}, line {self.row}"
-        return f"{where}: column '{name}' has {self.value!r}, which is not {kind}. Mend column_types or the file."
+        what = f"column '{name}' has {self.value!r}, which is not {kind}"
+        return f"{file}, line {self.row}: {what}. Mend column_types or the file, or add it to null_values."
 
 
 def _first_kinds(place: Place, layout: Layout) -> dict[str, pa.DataType]:
@@ -117,7 +118,8 @@ def _reading(place: Place, layout: Layout, kinds: dict[str, pa.DataType]) -> Ite
         use_threads=False, block_size=_BLOCK, column_names=layout.names
     )  # threads lose line numbers
     parse = pa.csv.ParseOptions(delimiter=layout.delimiter or ",", newlines_in_values=True)
-    fit = pa.csv.ConvertOptions(column_types=kinds, null_values=_NULLS, strings_can_be_null=True)
+    nulls = [*_NULLS, *layout.nulls]
+    fit = pa.csv.ConvertOptions(column_types=kinds, null_values=nulls, strings_can_be_null=True)
     with reaching(place.name):
         source = place.filesystem.open_input_stream(place.path)
     with source, pa.csv.open_csv(source, read_options=read, parse_options=parse, convert_options=fit) as reader:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
 import espace
-from espace.data.reading import cache, files, formats, schemas
+from espace.data.reading import cache, files, formats, hive, schemas
 from espace.data.reading.convert import Layout
 from espace.errors import DataError
+
+if TYPE_CHECKING:
+    from espace.contracts import Reader
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,21 @@ class Files:
 
     source: a file, folder, glob (`*`, `?`, `[..]`, `**`), or a list of these; local, or a URI that pyarrow.fs or fsspec
     knows. A folder means all data files in it and below, sorted, without names that start with _ or `.`; a list keeps
-    its order. All files need the same columns; types may differ as far as one type holds both (int32 and int64).
+    its order. All files need the columns that are read; types may differ as far as one type holds both (int32 and
+    int64). What the folders of a file say, `day=3`, is a column, unless the file has one of that name.
     format: by each file's ending when not given. The other options are for CSV. delimiter: by the ending if not given;
-    column_names: for files without a header; column_types: Arrow names of types that are not to be inferred.
-    An empty cell is null. CSV and Arrow streams are turned once into Parquet, in the cache folder.
+    column_names: for files without a header; column_types: Arrow names of types that are not to be inferred;
+    null_values: what stands for a missing value besides the empty cell, `NULL`, `null`, `NaN`, `nan` and backslash-N.
+    CSV and Arrow streams are turned once into Parquet, in the cache folder.
 
-    Raises DataError when files are missing, unreadable, damaged, all empty, or disagree about their columns.
+    Attributes: apart, `{column that not all files have, or not in one type: why it cannot be read}`; such columns are
+    not in the schema.
+
+    Raises DataError when files are missing, unreadable, damaged, or all empty.
     """
 
     schema: pa.Schema
+    apart: Mapping[str, str]
     pieces: Sequence[Piece]
     fingerprint: str
 
@@ -52,12 +61,14 @@ class Files:
         delimiter: str | None = None,
         column_names: Sequence[str] | None = None,
         column_types: Mapping[str, str] | None = None,
+        null_values: Sequence[str] = (),
     ) -> None:
-        layout = _layout(split, delimiter, column_names, column_types)
+        layout = _layout(split, delimiter, column_names, column_types, null_values)
         places = files.find(source, split, _is_data(format))
         found = [formats.recognise(place, format or formats.by_ending(place.name), layout) for place in places]
+        found = hive.with_folders(found)
         self._files = {file.place.name: file for file in found}
-        self.schema, self.pieces = _survey(found, split)
+        (self.schema, self.apart), self.pieces = _survey(found, split)
         self.fingerprint = cache.digest(*(file.fingerprint for file in found))
 
     def read(self, piece: Piece, columns: Sequence[str]) -> pa.Table:
@@ -65,6 +76,8 @@ class Files:
 
         Raises DataError for a column that is not there, and for a file that is gone, has changed or is damaged.
         """
+        if refused := [self.apart[name] for name in dict.fromkeys(columns) if name in self.apart]:
+            raise DataError("\n".join(refused))
         wanted = schemas.pick(self.schema, columns, piece.source)
         return schemas.fit(_read(self._files[piece.source], piece, wanted.names), wanted, str(piece))
 
@@ -81,9 +94,18 @@ def csv(
     delimiter: str | None = None,
     column_names: Sequence[str] | None = None,
     column_types: Mapping[str, str] | None = None,
+    null_values: Sequence[str] = (),
 ) -> Files:
     """`Files` in CSV, whatever their endings; compressed where they end in .gz, .zst or .bz2."""
-    return Files(source, split, format="csv", delimiter=delimiter, column_names=column_names, column_types=column_types)
+    return Files(
+        source,
+        split,
+        format="csv",
+        delimiter=delimiter,
+        column_names=column_names,
+        column_types=column_types,
+        null_values=null_values,
+    )
 
 
 def arrow(source: str | Sequence[str], split: str) -> Files:
@@ -100,18 +122,24 @@ def register_readers(register: espace.Register[espace.Reader]) -> None:
     register("arrow", arrow)
 
 
-def _layout(split: str, delimiter: str | None, names: Sequence[str] | None, types: Mapping[str, str] | None) -> Layout:
+def _layout(
+    split: str,
+    delimiter: str | None,
+    names: Sequence[str] | None,
+    types: Mapping[str, str] | None,
+    nulls: Sequence[str],
+) -> Layout:
     if delimiter is not None and len(delimiter) != 1:
         raise DataError(f"{split}: delimiter is {delimiter!r}. Give one character, such as ';' or \"\\t\".")
     schemas.refuse_repeats(names or (), f"{split}: column_names", "Give every column a name of its own.")
-    return Layout(delimiter, tuple(names) if names else None, tuple(sorted((types or {}).items())))
+    return Layout(delimiter, tuple(names) if names else None, tuple(sorted((types or {}).items())), tuple(nulls))
 
 
 def _is_data(format: str | None) -> Callable[[str], bool]:
     return lambda name: format is not None or formats.format_of(name) is not None
 
 
-def _survey(found: Sequence[formats.File], split: str) -> tuple[pa.Schema, tuple[Piece, ...]]:
+def _survey(found: Sequence[formats.File], split: str) -> tuple[schemas.Agreed, tuple[Piece, ...]]:
     """The common columns and all pieces. Files without rows have no say in the columns."""
     columns: list[schemas.Named] = []
     pieces: list[Piece] = []
@@ -126,6 +154,11 @@ def _survey(found: Sequence[formats.File], split: str) -> tuple[pa.Schema, tuple
             f"{split}: no rows: {found[0].place.name} and {len(found) - 1} other files are empty. Check them."
         )
     return schemas.agree(columns), tuple(pieces)
+
+
+def apart(reader: Reader) -> Mapping[str, str]:
+    """`{column that some files have and the reader does not give: why}`."""
+    return reader.apart if isinstance(reader, Files) else {}
 
 
 def _read(file: formats.File, piece: Piece, columns: Sequence[str]) -> pa.Table:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from espace.errors import DataError, did_you_mean
 
 Named = tuple[str, pa.Schema]  # a file's name and its columns
+Agreed = tuple[pa.Schema, dict[str, str]]
 
 
 def plain(schema: pa.Schema) -> pa.Schema:
@@ -16,19 +17,19 @@ def plain(schema: pa.Schema) -> pa.Schema:
     return pa.schema([(field.name, _plain(field.type)) for field in schema])
 
 
-def agree(schemas: Sequence[Named]) -> pa.Schema:
-    """The columns of all files, in the order of the first, each in a type that holds what every file has.
+def agree(schemas: Sequence[Named]) -> Agreed:
+    """The columns that all files have, in the order of the first, each in a type that holds what every file has.
 
-    Raises DataError, naming both files, when a column is missing in one or two types have none in common.
+    With them `{column that a file lacks, or that has types with none in common: why, naming both files}`.
     """
     first, common = schemas[0][0], plain(schemas[0][1])
     kinds = dict(zip(common.names, common.types, strict=True))
     origin = dict.fromkeys(common.names, first)  # the file that gave a column its type
-    for name, other in schemas[1:]:
-        problems = [*_missing(name, other, first, common), *_merge(kinds, origin, name, plain(other))]
-        if problems:
-            raise DataError("\n".join(problems))
-    return pa.schema(list(kinds.items()))
+    apart: dict[str, str] = {}
+    for name, other in ((name, plain(schema)) for name, schema in schemas[1:]):
+        found = {**_missing(name, other, first, common), **_merge(kinds, origin, name, other)}
+        apart = {**found, **apart}
+    return pa.schema([field for field in kinds.items() if field[0] not in apart]), apart
 
 
 def pick(schema: pa.Schema, columns: Iterable[str], where: str) -> pa.Schema:
@@ -79,26 +80,26 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or views)
 
 
-def _missing(name: str, other: pa.Schema, first: str, common: pa.Schema) -> list[str]:
+def _missing(name: str, other: pa.Schema, first: str, common: pa.Schema) -> dict[str, str]:
     pairs = [(name, other, first, common), (first, common, name, other)]
-    return [
-        f"{here}: has no column '{field.name}' ({field.type}), which {there} has.{did_you_mean(field.name, has.names)}"
-        " All files of a source need the same columns."
+    return {
+        field.name: f"{here}: has no column '{field.name}' ({field.type}), which {there} has."
+        f"{did_you_mean(field.name, has.names)} All files of a source need the columns that are read."
         for here, has, there, wants in pairs
         for field in wants
         if field.name not in has.names
-    ]
+    }
 
 
-def _merge(kinds: dict[str, pa.DataType], origin: dict[str, str], name: str, other: pa.Schema) -> list[str]:
-    problems = []
+def _merge(kinds: dict[str, pa.DataType], origin: dict[str, str], name: str, other: pa.Schema) -> dict[str, str]:
+    problems = {}
     for field in other:
         known = kinds.get(field.name, field.type)
         merged = _common(known, field.type)
         if merged is None:
             both = f"is {field.type}, but {known} in {origin[field.name]}"
             way_out = f"Write both with one type; for CSV, set column_types: {{{field.name}: string}}."
-            problems.append(f"{name}: column '{field.name}' {both}. {way_out}")
+            problems[field.name] = f"{name}: column '{field.name}' {both}. {way_out}"
         elif field.name in kinds and merged != known:
             kinds[field.name], origin[field.name] = merged, name
     return problems

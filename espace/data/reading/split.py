@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from espace.errors import DataError
+from espace.data.reading.times import Clock, Moment
 
 if TYPE_CHECKING:
     from espace.contracts import Reader
@@ -92,11 +92,12 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Between:
-    """Rows with `since <= by < until`; None is open. The values are read as the column's type."""
+    """Rows with `since <= by < until`; None is open. Values and bounds are read by a `Clock`."""
 
     by: str
-    since: str | int | float | None
-    until: str | int | float | None
+    since: Moment | None
+    until: Moment | None
+    format: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -105,29 +106,17 @@ class Between:
 
     def mask(self, table: pa.Table, piece: int, where: str) -> NDArray[np.bool_]:
         """The rows in the range. A null time belongs to no part."""
-        values = table.column(self.by)
+        values, clock = table.column(self.by), Clock(self.by, self.format)
         inside = pc.is_valid(values)
         if self.since is not None:
-            inside = pc.and_(inside, pc.greater_equal(values, self._bound(self.since, values.type, where)))
+            inside = pc.and_(inside, clock.compared(values, self.since, pc.greater_equal, where))
         if self.until is not None:
-            inside = pc.and_(inside, pc.less(values, self._bound(self.until, values.type, where)))
+            inside = pc.and_(inside, clock.compared(values, self.until, pc.less, where))
         return np.asarray(pc.fill_null(inside, False).to_numpy(), np.bool_)
 
     def __str__(self) -> str:
         since = "" if self.since is None else f"{self.since} <= "
         return f"has {since}{self.by}{'' if self.until is None else f' < {self.until}'}"
-
-    def _bound(self, value: str | int | float, kind: pa.DataType, where: str) -> pa.Scalar:
-        try:
-            if pa.types.is_timestamp(kind) and isinstance(value, str):
-                text = pa.array([value.replace("T", " ")]).cast(pa.timestamp("us"))[0]
-                return text.cast(pa.timestamp("us", kind.tz)).cast(kind)
-            return pa.scalar(value).cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise DataError(
-                f"{where}: data.split compares '{self.by}', which is of type {kind}, with {value!r}. Write the bound as"
-                f" a value of that type. {error}"
-            ) from error
 
 
 @dataclass(frozen=True)
