@@ -25,7 +25,16 @@ from espace.runs.figures import (
     draw_learning,
     draw_shares,
 )
-from espace.runs.tables import OF_TRUTH, results_table, stages_table, suspicious, terms_table, truths_of, truths_table
+from espace.runs.tables import (
+    OF_TRUTH,
+    lists_table,
+    results_table,
+    stages_table,
+    suspicious,
+    terms_table,
+    truths_of,
+    truths_table,
+)
 
 if TYPE_CHECKING:
     from espace.training.narrator import Narrator
@@ -83,6 +92,8 @@ class Report:
         self.done_reading()
         self.console.print(stages_table(config, scans))
         self.console.print(terms_table(config, objective, scans["train"]))
+        if scans["train"].lists:
+            self.console.print(lists_table(scans["train"]))
 
     def start(self, config: Config, model: Model, folder: Path, precision: str) -> None:
         """What is about to be trained, and where it goes."""

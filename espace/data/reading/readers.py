@@ -34,7 +34,9 @@ class Files:
     its order. All files need the same columns; types may differ as far as one type holds both (int32 and int64).
     format: by each file's ending when not given. The other options are for CSV. delimiter: by the ending if not given;
     column_names: for files without a header; column_types: Arrow names of types that are not to be inferred.
-    An empty cell is null. CSV and Arrow streams are turned once into Parquet, in the cache folder.
+    text: columns of categories and of lists: a CSV has no types, so there they are text, every value as it is written;
+    where files differ in the type of one, it is the text of its values. An empty cell is null. CSV and Arrow streams
+    are turned once into Parquet, in the cache folder.
 
     Raises DataError when files are missing, unreadable, damaged, all empty, or disagree about their columns.
     """
@@ -47,17 +49,18 @@ class Files:
         self,
         source: str | Sequence[str],
         split: str,
+        text: Sequence[str] = (),
         *,
         format: Literal["parquet", "csv", "arrow"] | None = None,
         delimiter: str | None = None,
         column_names: Sequence[str] | None = None,
         column_types: Mapping[str, str] | None = None,
     ) -> None:
-        layout = _layout(split, delimiter, column_names, column_types)
+        layout = _layout(split, delimiter, column_names, column_types, text)
         places = files.find(source, split, _is_data(format))
         found = [formats.recognise(place, format or formats.by_ending(place.name), layout) for place in places]
         self._files = {file.place.name: file for file in found}
-        self.schema, self.pieces = _survey(found, split)
+        self.schema, self.pieces = _survey(found, split, text)
         self.fingerprint = cache.digest(*(file.fingerprint for file in found))
 
     def read(self, piece: Piece, columns: Sequence[str]) -> pa.Table:
@@ -69,26 +72,28 @@ class Files:
         return schemas.fit(_read(self._files[piece.source], piece, wanted.names), wanted, str(piece))
 
 
-def parquet(source: str | Sequence[str], split: str) -> Files:
+def parquet(source: str | Sequence[str], split: str, text: Sequence[str] = ()) -> Files:
     """`Files` in Parquet, whatever their endings."""
-    return Files(source, split, format="parquet")
+    return Files(source, split, text, format="parquet")
 
 
 def csv(
     source: str | Sequence[str],
     split: str,
+    text: Sequence[str] = (),
     *,
     delimiter: str | None = None,
     column_names: Sequence[str] | None = None,
     column_types: Mapping[str, str] | None = None,
 ) -> Files:
     """`Files` in CSV, whatever their endings; compressed where they end in .gz, .zst or .bz2."""
-    return Files(source, split, format="csv", delimiter=delimiter, column_names=column_names, column_types=column_types)
+    names, types = column_names, column_types
+    return Files(source, split, text, format="csv", delimiter=delimiter, column_names=names, column_types=types)
 
 
-def arrow(source: str | Sequence[str], split: str) -> Files:
+def arrow(source: str | Sequence[str], split: str, text: Sequence[str] = ()) -> Files:
     """`Files` in the Arrow IPC file or stream format, whatever their endings."""
-    return Files(source, split, format="arrow")
+    return Files(source, split, text, format="arrow")
 
 
 @espace.hookimpl
@@ -100,18 +105,24 @@ def register_readers(register: espace.Register[espace.Reader]) -> None:
     register("arrow", arrow)
 
 
-def _layout(split: str, delimiter: str | None, names: Sequence[str] | None, types: Mapping[str, str] | None) -> Layout:
+def _layout(
+    split: str,
+    delimiter: str | None,
+    names: Sequence[str] | None,
+    types: Mapping[str, str] | None,
+    text: Sequence[str],
+) -> Layout:
     if delimiter is not None and len(delimiter) != 1:
         raise DataError(f"{split}: delimiter is {delimiter!r}. Give one character, such as ';' or \"\\t\".")
     schemas.refuse_repeats(names or (), f"{split}: column_names", "Give every column a name of its own.")
-    return Layout(delimiter, tuple(names) if names else None, tuple(sorted((types or {}).items())))
+    return Layout(delimiter, tuple(names) if names else None, tuple(sorted((types or {}).items())), tuple(sorted(text)))
 
 
 def _is_data(format: str | None) -> Callable[[str], bool]:
     return lambda name: format is not None or formats.format_of(name) is not None
 
 
-def _survey(found: Sequence[formats.File], split: str) -> tuple[pa.Schema, tuple[Piece, ...]]:
+def _survey(found: Sequence[formats.File], split: str, text: Sequence[str]) -> tuple[pa.Schema, tuple[Piece, ...]]:
     """The common columns and all pieces. Files without rows have no say in the columns."""
     columns: list[schemas.Named] = []
     pieces: list[Piece] = []
@@ -125,7 +136,7 @@ def _survey(found: Sequence[formats.File], split: str) -> tuple[pa.Schema, tuple
         raise DataError(
             f"{split}: no rows: {found[0].place.name} and {len(found) - 1} other files are empty. Check them."
         )
-    return schemas.agree(columns), tuple(pieces)
+    return schemas.agree(columns, text), tuple(pieces)
 
 
 def _read(file: formats.File, piece: Piece, columns: Sequence[str]) -> pa.Table:
