@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 
 from espace.errors import DataError
 
-_ODD = r"^$|^[\s\pZ]|[\s\pZ]$|^-?[0-9]+\.0$|^(True|False)$|^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ]"  # text to be looked at
-_POINT_ZERO = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0")  # how Python and pandas write a float that is whole
+_ODD = r"^$|^[\s\pZ]|[\s\pZ]$|^-?[0-9]+\.0+$|e\+[0-9]{2}$|^(True|False)$|^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ]"  # text to be looked at
+_POINT_ZERO = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0+")  # how others write a float or a decimal that is whole
+_EXPONENT = re.compile(r"-?[1-9](?:\.[0-9]+)?e\+[0-9]{2}")  # how they write one that is large
 _MOMENT = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}:[0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)? ?"
     r"(Z|[+-][0-9]{2}(?::?[0-9]{2})?)?"
@@ -108,7 +110,8 @@ def _of_floats(values: pa.Array) -> pa.Array:
     if np.array_equal(numbers, np.trunc(numbers)) and np.isfinite(numbers).all():
         return pa.array(numbers.astype(np.int64), mask=missing)
     distinct, place = np.unique(numbers, return_inverse=True)
-    return pa.array([_digits(str(v)) for v in distinct], pa.string()).take(pa.array(place, mask=missing))
+    spelt = [str(int(v)) if np.isfinite(v) and v == np.trunc(v) else str(v) for v in distinct]
+    return pa.array(spelt, pa.string()).take(pa.array(place, mask=missing))
 
 
 def _digits(number: str) -> str:
@@ -159,11 +162,26 @@ def _spelt(text: str) -> str | None:
     text = text.strip()
     if text in ("True", "False"):
         return text.lower()
-    if number := _POINT_ZERO.fullmatch(text):
-        return _digits(number[1])
+    if _POINT_ZERO.fullmatch(text) or _EXPONENT.fullmatch(text):
+        return _spelt_number(text)
     if moment := _MOMENT.fullmatch(text):
         return _spelt_moment(*moment.groups()) or text
     return text or None
+
+
+def _spelt_number(text: str) -> str:
+    """A number that was written as a float or a decimal: its digits where it is whole."""
+    number = Decimal(text)
+    if number != number.to_integral_value():
+        return text
+    is_float = "e" in text or (text.endswith(".0") and text.count("0", text.index(".")) == 1)
+    if is_float and abs(number) >= _EXACT[8]:
+        raise DataError(
+            f"the id {text!r} was written as a float at or above 2**53, of which whoever wrote it rounded neighbouring"
+            " ids to one. Write ids as whole numbers or as text; in pandas, ids with missing values stay whole as"
+            " Int64."
+        )
+    return _digits(format(number, "f"))
 
 
 def _spelt_moment(date: str, minute: str, second: str | None, fraction: str | None, zone: str | None) -> str | None:
