@@ -16,8 +16,9 @@ from espace.chain.scores import Score, parse, predictions
 from espace.chain.spaces import Space, spaces
 from espace.config import Component, Config
 from espace.contracts import Link, Objective, Sampler, ScoredSampler, Sharing, StageKind, Tower, ValueKind
-from espace.data.encoding.columns import FEATURE_TYPES, Feature, Sequence, is_categorical
+from espace.data.encoding.columns import FEATURE_TYPES, Feature, Sequence, columns_as_text, is_categorical
 from espace.data.encoding.encode import Encoder, Layout, NumberStats
+from espace.data.encoding.kinds import Kind
 from espace.data.encoding.table import Extra
 from espace.data.encoding.vocabulary import Vocabulary
 from espace.errors import ConfigError, EspaceError
@@ -258,6 +259,7 @@ def build_encoder(
     tables: Mapping[str, Vocabulary | int],
     numbers: Mapping[str, NumberStats],
     limits: Mapping[str, tuple[float, float]] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> Encoder:
     """The encoder, from what was learnt of the data; `limits` of values, where labels will be encoded."""
     return Encoder(
@@ -272,6 +274,7 @@ def build_encoder(
         known_by=config.data.known_by,
         tables=tables,
         numbers=numbers,
+        kinds=kinds,
     )
 
 
@@ -291,6 +294,13 @@ def extras_of(config: Config) -> dict[str, Extra]:
     found: dict[str, Extra] = dict.fromkeys(keys, "key")
     found |= dict.fromkeys(config.data.potential.values(), "value")
     return found | dict.fromkeys(truths, "probability")
+
+
+def text_of(config: Config) -> list[str]:
+    """The columns of categories and lists, in which text is to stay text: all but that by which rows are split."""
+    keys = [column for column, kind in extras_of(config).items() if kind == "key"]
+    by = None if config.data.split is None else config.data.split.by
+    return [column for column in dict.fromkeys([*columns_as_text(features_of(config)), *keys]) if column != by]
 
 
 def layout_without_data(config: Config) -> Layout:

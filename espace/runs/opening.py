@@ -11,7 +11,7 @@ from espace.config import Config
 from espace.contracts import Reader
 from espace.data.auditing import audit
 from espace.data.auditing.scan import Scan, Task, scan_other, scan_training
-from espace.data.encoding.columns import Bag, column_of
+from espace.data.encoding.columns import Bag, column_of, columns_of
 from espace.data.encoding.encode import Encoder
 from espace.data.encoding.labels import Limits
 from espace.data.encoding.table import Problems
@@ -21,6 +21,7 @@ from espace.data.reading.times import Clock, overlaps
 from espace.data.stream.stream import Plan, Scoring, Stream
 from espace.errors import ConfigError, DataError, did_you_mean
 from espace.registry.registry import Registry
+from espace.registry.signature import accepts
 from espace.runs.build import (
     build_encoder,
     build_objective,
@@ -33,6 +34,7 @@ from espace.runs.build import (
     rows_at_once,
     sampling_of,
     scores_of,
+    text_of,
 )
 from espace.runs.report import Report
 from espace.runs.run import (
@@ -74,7 +76,7 @@ def prepare(config: Config, registry: Registry, report: Report) -> Prepared:
     scorer = _scorer(config, registry)
     task = task_of(config, registry)
     scan, (tables, numbers) = scan_training(replace(task, extras={}), parts["train"], report.progress)
-    encoder = build_encoder(config, tables, numbers, task.limits)
+    encoder = build_encoder(config, tables, numbers, task.limits, scan.kinds)
     scoring = None if scorer is None else _scoring(*scorer, encoder)
     scans = {"train": scan}
     for name in parts:
@@ -186,9 +188,21 @@ def open_parts(
     return parts
 
 
-def open_reader(config: Config, registry: Registry, source: object, split: str) -> Reader:
-    """A reader of the kind that the YAML names."""
-    reader: Reader = registry.get("readers", config.data.type).factory(source, split, **config.data.options)
+def open_reader(
+    config: Config,
+    registry: Registry,
+    source: object,
+    split: str,
+    kind: str | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Reader:
+    """A reader of the kind that the YAML names, with its options, unless others are given.
+
+    One with a third parameter is told which columns hold categories or lists.
+    """
+    factory = registry.get("readers", kind or config.data.type).factory
+    given = (source, split, text_of(config)) if accepts(factory, 3) else (source, split)
+    reader: Reader = factory(*given, **(config.data.options if options is None else options))
     return reader
 
 
@@ -231,7 +245,9 @@ def _wanted_columns(config: Config, part: Part, judged: bool) -> dict[str, str]:
     """{place in the YAML: the column it names}."""
     features = features_of(config)
     wanted = {f"features.{f.name}": column_of(f) for f in features}
-    wanted |= {f"features.{f.name}.weights": f.weights for f in features if isinstance(f, Bag) and f.weights}
+    for f in features:
+        option = "weights" if isinstance(f, Bag) else "at"
+        wanted |= {f"features.{f.name}.{option}": column for column in columns_of(f)[1:]}
     wanted |= {f"labels.{stage}": column for stage, column in labels_of(config).items()}
     if judged:
         wanted |= {f"data.potential.{n}": c for n, c in config.data.potential.items()}

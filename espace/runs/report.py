@@ -27,6 +27,7 @@ from espace.runs.figures import (
 )
 from espace.runs.tables import (
     OF_TRUTH,
+    lists_table,
     results_table,
     stages_table,
     suspicious,
@@ -94,6 +95,8 @@ class Report:
         if config.data.split and config.data.split.by and (spans := {n: s.span for n, s in scans.items() if s.span}):
             self.console.print(times_table(config.data.split.by, spans))
         self.console.print(terms_table(config, objective, scans["train"]))
+        if scans["train"].lists:
+            self.console.print(lists_table(scans["train"]))
 
     def start(self, config: Config, model: Model, folder: Path, precision: str) -> None:
         """What is about to be trained, and where it goes."""

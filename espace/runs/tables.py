@@ -32,6 +32,8 @@ _COLUMNS = {
 }
 
 
+_SHOWN = 24  # letters of a value
+
 OF_TRUTH = {"rank_correlation": "rank corr.", "predicted_over_true": "pred./true", "rmse": "RMSE"}
 
 
@@ -119,6 +121,23 @@ def times_table(by: str, spans: Mapping[str, Span]) -> Table:
     for part, span in spans.items():
         table.add_row(part, span.type, span.first, span.last)
     return table
+
+
+def lists_table(scan: Scan) -> Table:
+    """What the lists of each list feature look like in the training rows."""
+    table = Table(title="Lists", title_justify="left", box=SIMPLE)
+    for name in ("feature", "mean length", "empty", "most frequent", "of all"):
+        _add_column(table, name, text=name in ("feature", "most frequent"))
+    for name, facts in scan.lists.items():
+        mean = f"{facts.events / facts.rows:.1f}" if facts.rows else "-"
+        most = facts.most if len(facts.most) <= _SHOWN else f"{facts.most[:_SHOWN]}..."
+        cells = (mean, _short(facts.empty, facts.rows), most, _short(facts.times, facts.seen))
+        table.add_row(name, *cells)
+    return table
+
+
+def _short(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
 
 
 def results_table(config: Config, part: str, metrics: Mapping[str, float], elsewhere: Collection[str]) -> Table:

@@ -15,8 +15,21 @@ from numpy.typing import NDArray
 
 from espace.chain.chain import Chain
 from espace.data.batch import Batch, Ragged, sent
-from espace.data.encoding.columns import Bag, Feature, Id, Number, Vector, column_of, is_categorical, is_list, table_of
+from espace.data.encoding.columns import (
+    Bag,
+    Feature,
+    Hash,
+    Id,
+    Number,
+    Vector,
+    column_of,
+    columns_of,
+    is_categorical,
+    is_list,
+    table_of,
+)
 from espace.data.encoding.columns import Sequence as History
+from espace.data.encoding.kinds import Kind
 from espace.data.encoding.known import Counts
 from espace.data.encoding.labels import Limits, Mask, Policy, resolve
 from espace.data.encoding.table import LARGEST, Columns, Extra
@@ -79,6 +92,8 @@ class Encoder:
         known_by: the column by whose values the share of known labels is told apart.
         tables: `{table: Vocabulary, or the number of hash buckets}`.
         numbers: `{number feature: its statistics}`.
+        kinds: `{feature of categories or dates: what training saw in its column}`; other types are converted exactly
+            or refused.
     """
 
     def __init__(
@@ -95,6 +110,7 @@ class Encoder:
         known_by: str | None = None,
         tables: Mapping[str, Vocabulary | int],
         numbers: Mapping[str, NumberStats],
+        kinds: Mapping[str, Kind] | None = None,
     ) -> None:
         self.features = list(features)
         self.chain = chain
@@ -108,6 +124,7 @@ class Encoder:
         self.counts: Counts | None = None
         self.tables = dict(tables)
         self.numbers = dict(numbers)
+        self.kinds = dict(kinds or {})
 
     def without_extras(self) -> Encoder:
         """The same one, for rows that no metric sees."""
@@ -143,9 +160,7 @@ class Encoder:
 
     def columns(self, labels: bool = True) -> list[str]:
         """The columns to read, each once; without labels, weights and extras when only predictions are wanted."""
-        wanted = [column_of(f) for f in self.features] + [
-            f.weights for f in self.features if isinstance(f, Bag) and f.weights
-        ]
+        wanted = [column for f in self.features for column in columns_of(f)]
         if labels:
             wanted += [*self.labels.values(), *(c for c in (self.weight, self.known_by) if c), *self.extras]
         return list(dict.fromkeys(wanted))
@@ -175,9 +190,10 @@ class Encoder:
         return batch.take(torch.from_numpy(np.flatnonzero(~broken))) if broken.any() else batch
 
     def _id(self, feature: Feature, get: Columns) -> NDArray[np.int32]:
-        if not isinstance(feature, Number):
-            return self._rows_of(feature, get.categories(column_of(feature)))
-        numbers = transformed(get.numbers(column_of(feature)), feature.log1p)
+        if isinstance(feature, Id | Hash):
+            return self._rows_of(feature, get.category_of(feature, self.kinds.get(feature.name))[0])
+        assert isinstance(feature, Number), "ids are ids, hashes or numbers with buckets"
+        numbers = self._transformed(feature, get)
         return _bucket(numbers, self.numbers[feature.name].edges) + np.int32(self.layout.slots[feature.name].offset)
 
     def _rows_of(self, feature: Feature, values: pa.Array) -> NDArray[np.int32]:
@@ -188,12 +204,8 @@ class Encoder:
         return rows + np.int32(self.layout.slots[name].offset)
 
     def _list(self, feature: History | Bag, get: Columns) -> Ragged:
-        column = column_of(feature)
-        values, lengths = get.list_categories(column, feature.separator)
-        rows = self._rows_of(feature, values)
-        weights = None
-        if isinstance(feature, Bag) and feature.weights:
-            weights = get.list_weights(feature.weights, feature.separator, lengths, column)
+        events = get.events_of(feature, self.kinds.get(feature.name))
+        rows, lengths, weights = self._rows_of(feature, events.values), events.lengths, events.weights
         if isinstance(feature, History) and len(lengths) and lengths.max() > feature.max_length:
             stay, lengths = truncated(lengths, feature.max_length, feature.keep)
             rows = rows[stay]
@@ -209,7 +221,7 @@ class Encoder:
         if not isinstance(feature, Number) or feature.buckets is not None:
             return np.empty((rows, 0), np.float32)
         stats = self.numbers[feature.name]
-        values = transformed(get.numbers(column_of(feature)), feature.log1p)
+        values = self._transformed(feature, get)
         missing = np.isnan(values)
         scaled = np.where(missing, 0.0, (values - stats.mean) / stats.deviation)
         return np.stack([scaled.clip(-LARGEST, LARGEST), missing], axis=1).astype(np.float32)
@@ -220,6 +232,9 @@ class Encoder:
         found.counts = counts
         found.__dict__.pop("identity", None)
         return found
+
+    def _transformed(self, feature: Number, get: Columns) -> NDArray[np.float64]:
+        return transformed(get.number_of(feature, self.kinds.get(feature.name))[0], feature.log1p)
 
     def _labels(
         self, get: Columns, rows: int, wanted: bool
@@ -272,7 +287,8 @@ class Encoder:
     def inputs(self) -> str:
         """Changes when what a model reads of the same table does."""
         learnt = [(n, t if isinstance(t, int) else t.identity) for n, t in sorted(self.tables.items())]
-        return digest(self.features, self.dim, learnt, sorted(self.numbers.items()))
+        kinds = [(name, kind.state()) for name, kind in sorted(self.kinds.items())]
+        return digest(self.features, self.dim, learnt, sorted(self.numbers.items()), kinds)
 
     @cached_property
     def identity(self) -> str:
@@ -286,7 +302,7 @@ class Encoder:
         """What was learnt from data, as plain numpy arrays, numbers and text, for a checkpoint."""
         tables = {n: t.state() if isinstance(t, Vocabulary) else t for n, t in self.tables.items()}
         numbers = {n: [s.mean, s.deviation, list(s.edges)] for n, s in self.numbers.items()}
-        return {"tables": tables, "numbers": numbers}
+        return {"tables": tables, "numbers": numbers, "kinds": {n: k.state() for n, k in self.kinds.items()}}
 
 
 def learnt_from_state(state: Mapping[str, Any]) -> tuple[dict[str, Vocabulary | int], dict[str, NumberStats]]:
@@ -294,6 +310,11 @@ def learnt_from_state(state: Mapping[str, Any]) -> tuple[dict[str, Vocabulary | 
     tables = {n: t if isinstance(t, int) else Vocabulary.from_state(t) for n, t in state["tables"].items()}
     numbers = {n: NumberStats(mean, dev, tuple(edges)) for n, (mean, dev, edges) in state["numbers"].items()}
     return tables, numbers
+
+
+def kinds_from_state(state: Mapping[str, Any]) -> dict[str, Kind]:
+    """The `kinds` of `Encoder.state()`; none in a checkpoint of before they were kept."""
+    return {name: Kind.from_state(kind) for name, kind in state.get("kinds", {}).items()}
 
 
 def transformed(values: NDArray[np.float64], log1p: bool) -> NDArray[np.float64]:
