@@ -102,7 +102,7 @@ def evaluate_run(run: Run, config: Config, name: str, report: Report, see: See |
     parts = {name: _open_part(config, run.registry, name)}
     tables, numbers = run.encoder.tables, run.encoder.numbers
     task = task_of(config, run.registry)
-    encoder = build_encoder(config, tables, numbers, task.limits)
+    encoder = build_encoder(config, tables, numbers, task.limits, run.encoder.kinds)
     scans = {name: scan_other(task, parts[name], encoder, report.progress)}
     judge_scans(config, parts, scans, report, task.limits)
     found = evaluate(config, run, Prepared(parts, scans, encoder).stream(config, name), see=see)
