@@ -208,7 +208,8 @@ def test_a_score_cannot_read_the_truth() -> None:
 def test_of_is_kept_in_the_configuration_and_changed_by_overrides() -> None:
     config = config_of(metrics={"auc": {"type": "auc", "of": ["click"]}})
     assert Config.from_dict(config.to_dict()) == config
-    assert config.to_dict()["metrics"]["auc"] == {"type": "auc", "bins": 65_536, "of": ["click"]}
+    expected = {"type": "auc", "bins": 65_536, "max_rows": 1_000_000, "of": ["click"]}
+    assert config.to_dict()["metrics"]["auc"] == expected
     assert override(config, ["metrics.auc.of=null"], REGISTRY) == config_of()
     assert override(config_of(), ["metrics.auc.of=[click]"], REGISTRY) == config
 
