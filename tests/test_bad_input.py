@@ -230,6 +230,12 @@ class TestLabels:
         assert said.code == 0
         assert "Note: validation: 'conversion' never happens in 600 known rows" in said.out
 
+    def test_numbers_far_from_all_that_training_saw_are_a_note(self, shop):
+        shop.write(put(ROWS, price=[1e9] * 600), "validation.parquet")
+        said = shop.espace("check", shop.yaml())
+        assert said.code == 0, said
+        assert "Note: validation: 'price' is far from all that training saw in 600 of 600 rows: 1e+09 (" in said.out
+
     def test_a_label_that_is_1_everywhere_is_a_note(self, shop):
         shop.write(put(ROWS, click=[1] * 600))
         said = shop.espace("check", shop.yaml())

@@ -128,6 +128,7 @@ def warnings(part: Part, scan: Scan, chain: Chain) -> list[str]:
         for name, (missing, rows) in scan.missing.items()
         if missing
     ]
+    found += [f"{part.name}: {stray.told(name, scan.tally.rows)}" for name, stray in scan.strays.items()]
     if part.name != "train":
         found += [
             f"{part.name}: '{stage}' never happens in {tally.known:,} known rows, so its AUC is undefined."
