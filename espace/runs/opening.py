@@ -15,7 +15,8 @@ from espace.data.encoding.encode import Encoder
 from espace.data.encoding.labels import Limits
 from espace.data.encoding.table import Problems
 from espace.data.reading.split import Between, HeldOut, Part, Sampled
-from espace.data.stream.stream import Plan, Scoring, Stream
+from espace.data.stream.plan import Plan
+from espace.data.stream.stream import Scoring, Stream
 from espace.errors import ConfigError, DataError, did_you_mean
 from espace.registry.registry import Registry
 from espace.runs.build import (
@@ -126,7 +127,8 @@ def judge_scans(
         for problem in audit.errors(parts[name], scan, chain, labels, data.violations, data.allow_leaks, limits)
     ]
     for name, scan in scans.items():
-        for line in audit.warnings(parts[name], scan, chain):
+        order = audit.in_order(scan, data.shuffle) if name == "train" else []
+        for line in [*audit.warnings(parts[name], scan, chain), *order]:
             report.warn(line)
     if problems:
         raise DataError("\n".join(problems))

@@ -11,6 +11,7 @@ from espace.data.reading.split import Part
 
 _LEAK = 0.99
 _UNKNOWN = 0.2
+_SORTED = 0.02  # of the variance of a label: between pieces, so that their order matters
 
 
 def errors(
@@ -101,6 +102,18 @@ def _leaks(scan: Scan, allow: Collection[str]) -> list[str]:
         f" or made from it. Remove the feature, or list it in data.allow_leaks if it is known before the impression."
         for name, (stage, auc) in scan.leaks.items()
         if auc > _LEAK and name not in allow
+    ]
+
+
+def in_order(scan: Scan, shuffle: bool) -> list[str]:
+    """Labels by which the training rows look sorted, if only in part; shuffle: whether they are read in another order."""
+    mended = "With data.shuffle each window takes rows from all over the data, so batches do not show it."
+    mend = "Batches follow that order: set data.shuffle: true, or sort the file at random."
+    return [
+        f"train: the rows look sorted: '{stage}' is 1 in {found.low:.2%} to {found.high:.2%} of the rows of a piece."
+        f" {mended if shuffle else mend}"
+        for stage, found in scan.tally.pieces.items()
+        if found.explained(scan.tally.stages[stage]) > _SORTED
     ]
 
 

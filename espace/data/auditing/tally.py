@@ -56,6 +56,32 @@ class AmountTally:
         return self.mean, max(self.squares / self.known, least), self.zeros / self.known
 
 
+@dataclass
+class PieceTally:
+    """How the rate of a stage varies between pieces: their number, the sum of positives^2 / rows over them, the least and
+    the largest rate; of pieces with known labels."""
+
+    pieces: int = 0
+    squares: float = 0.0
+    low: float = 1.0
+    high: float = 0.0
+
+    def add(self, label: Column) -> None:
+        """Count one piece; label: (rows,), -1 for unknown."""
+        known, positives = int((label >= 0).sum()), int((label == 1).sum())
+        if known:
+            self.pieces += 1
+            self.squares += positives**2 / known
+            self.low, self.high = min(self.low, positives / known), max(self.high, positives / known)
+
+    def explained(self, stage: StageTally) -> float:
+        """The share of the variance of the label that lies between pieces, beyond what chance puts there; 0 to 1."""
+        varies = stage.positives * (1 - stage.positives / max(1, stage.known))
+        between = self.squares - stage.positives**2 / max(1, stage.known)
+        chance = max(0, self.pieces - 1) / max(1, stage.known)
+        return max(0.0, between / varies - chance) if varies > 0 else 0.0
+
+
 class PlainAmounts(TypedDict):
     """An `AmountTally` as plain values."""
 
@@ -64,6 +90,15 @@ class PlainAmounts(TypedDict):
     zeros: int
     mean: float
     squares: float
+
+
+class PlainPieces(TypedDict):
+    """A `PieceTally` as plain values."""
+
+    pieces: int
+    squares: float
+    low: float
+    high: float
 
 
 class PlainTally(TypedDict):
@@ -78,6 +113,7 @@ class PlainTally(TypedDict):
     violations: dict[str, int]
     examples: dict[str, list[str]]
     differ: dict[str, int]
+    pieces: dict[str, PlainPieces]
 
 
 @dataclass
@@ -86,7 +122,7 @@ class Tally:
 
     rows: read; kept: left after `violations: drop`; stages: by stage; outcomes: `{transition: rows of each class}`,
     the last being else or nothing, among rows whose parent happened; amounts: by value; violations: `{stage, value or
-    transition: rows}`, with some example places; equal: pairs of stages whose labels never differ.
+    transition: rows}`, with some example places; equal: pairs of stages whose labels never differ; pieces: by stage.
     """
 
     rows: int = 0
@@ -98,6 +134,7 @@ class Tally:
     violations: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     differ: dict[str, int] = field(default_factory=dict)
+    pieces: dict[str, PieceTally] = field(default_factory=dict)
 
     def add(self, chain: Chain, labels: Resolved, drop: bool, rows: NDArray[np.int64], where: str) -> int:
         """Count one piece and return how many of its rows stay. `rows` are their numbers in the piece `where`."""
@@ -113,6 +150,7 @@ class Tally:
         self.broken += int(labels.broken.sum())
         for stage in chain.stages[1:]:
             self._count_stage(chain, stage, found)
+            self.pieces.setdefault(stage, PieceTally()).add(found[stage])
         for transition in chain.transitions:
             self._count_outcomes(transition, found)
         for place, value in enumerate(chain.values):
@@ -170,4 +208,5 @@ class Tally:
             violations=values["violations"],
             examples=values["examples"],
             differ=values["differ"],
+            pieces={s: PieceTally(**t) for s, t in values["pieces"].items()},
         )
