@@ -303,3 +303,16 @@ def test_a_comparison_judges_against_the_truth_and_says_where_it_is_not(trained:
     done = trained.espace("compare", "compare.yaml", "--out", "other")
     assert done.code == 2
     assert "metrics.truth.column: test.parquet has no column 'true_cvr'." in done.error
+
+
+def test_a_stage_called_loss_shares_no_name_with_a_term_of_the_loss() -> None:
+    def of(chain: str) -> Config:
+        tree = {"chain": [chain], "data": {"train": "x.parquet"}, "features": {"user_id": "id"}}
+        return Config.from_dict(tree, REGISTRY)
+
+    with pytest.raises(
+        ConfigError, match=r"'auc' of the stage 'loss' and the loss term of 'auc' would both be val/loss/auc"
+    ):
+        metric_names(of("impression -> loss -> auc"), REGISTRY)
+    assert "val/loss/auc" in metric_names(of("impression -> loss -> conversion"), REGISTRY)
+    assert "val/loss/auc" in metric_names(of("impression -> click -> auc"), REGISTRY)

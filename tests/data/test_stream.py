@@ -332,13 +332,25 @@ def test_ids_are_forgotten_as_a_loop_over_the_drawn_places_would(rate, rows):
     batch = Batch(ids.clone(), {}, torch.empty(rows, 0), torch.zeros(rows, 2, dtype=torch.int8), torch.ones(rows), {})
     encoder.forget(batch, np.random.default_rng(5))
     random = np.random.default_rng(5)
-    counts = random.binomial(rows, [f.unknown_rate for f in features])
-    columns = [c for c in range(3) for _ in range(counts[c])]
-    for row, column in zip(random.integers(0, rows, len(columns)).tolist(), columns, strict=True):
-        if ids[row, column] >= offsets[column] + 3:
-            ids[row, column] = offsets[column] + 1
+    for row in range(rows):
+        for column in (0, 2):
+            if random.random() < features[column].unknown_rate and ids[row, column] >= offsets[column] + 3:
+                ids[row, column] = offsets[column] + 1
     assert torch.equal(batch.ids, ids)
     assert batch.ids.dtype == torch.int32
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_of_known_ids_the_asked_share_is_forgotten(rate):
+    values = Vocabulary(pa.array(np.arange(9)), pa.array([1] * 9))
+    features = [Id("a", unknown_rate=rate), Id("b")]
+    encoder = Encoder(features, CHAIN, {"click": "click"}, dim=4, tables=dict.fromkeys("ab", values), numbers={})
+    ids = torch.tensor([3, encoder.layout.slots["b"].offset + 3], dtype=torch.int32).repeat(20_000, 1)
+    batch = Batch(ids, {}, torch.empty(20_000, 0), torch.zeros(20_000, 2), torch.ones(20_000), {})
+    encoder.forget(batch, np.random.default_rng(0))
+    assert float((batch.ids[:, 0] == 1).float().mean()) == pytest.approx(
+        rate, abs=4 * np.sqrt(rate * (1 - rate) / 20_000)
+    )
 
 
 def test_unknown_ids_are_trained_at_the_asked_rate_and_never_in_evaluation():
@@ -349,7 +361,7 @@ def test_unknown_ids_are_trained_at_the_asked_rate_and_never_in_evaluation():
     forgetful = stream()
     forgetful.encoder.features[0] = Id("item", unknown_rate=0.2)
     ids = torch.cat([b.ids for b in forgetful])
-    assert 0.1 < float((ids == 1).float().mean()) < 0.25
+    assert 0.15 < float((ids == 1).float().mean()) < 0.25
     assert 0 < share(True) < 0.05
     assert share(False) == 0
 

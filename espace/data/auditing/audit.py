@@ -106,7 +106,7 @@ def _leaks(scan: Scan, allow: Collection[str]) -> list[str]:
 
 
 def in_order(scan: Scan, shuffle: bool) -> list[str]:
-    """Labels by which the training rows look sorted, if only in part; shuffle: whether they are read in another order."""
+    """Labels by which the training rows look sorted; shuffle: whether they are read in another order."""
     mended = "With data.shuffle each window takes rows from all over the data, so batches do not show it."
     mend = "Batches follow that order: set data.shuffle: true, or sort the file at random."
     return [

@@ -242,9 +242,9 @@ class Encoder:
         rates, padding = self._forgetting
         if not rates.any() or not len(batch):
             return
-        counts = random.binomial(len(batch), rates)
-        columns = np.repeat(np.arange(len(rates)), counts)
-        rows = random.integers(0, len(batch), len(columns))
+        forgetful = np.flatnonzero(rates)
+        rows, drawn = (random.random((len(batch), len(forgetful))) < rates[forgetful]).nonzero()
+        columns = forgetful[drawn]
         both = torch.from_numpy(np.stack([rows * len(rates) + columns, padding[columns]]))
         places, paddings = sent(both, batch.ids.device)
         old = batch.ids.take(places)
