@@ -58,8 +58,8 @@ class AmountTally:
 
 @dataclass
 class PieceTally:
-    """How the rate of a stage varies between pieces: their number, the sum of positives^2 / rows over them, the least and
-    the largest rate; of pieces with known labels."""
+    """How the rate of a stage varies between pieces with known labels: their number, the sum of positives^2 / rows over
+    them, the least and the largest rate."""
 
     pieces: int = 0
     squares: float = 0.0

@@ -33,8 +33,8 @@ class Stray:
         how_many = "" if of is None else f" in {self.rows:,} of {of:,} rows"
         was = f"always {self.low:g}" if self.low == self.high else f"{self.low:g} to {self.high:g}"
         return (
-            f"'{feature}' is far from all that training saw{how_many}: {self.first:g} ({self.where}), where it was {was}."
-            " Probabilities there are guesses; compare the units of the column, or clip it."
+            f"'{feature}' is far from all that training saw{how_many}: {self.first:g} ({self.where}), where it was"
+            f" {was}. Probabilities there are guesses; compare the units of the column, or clip it."
         )
 
 

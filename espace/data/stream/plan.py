@@ -1,4 +1,4 @@
-"""The plan of a part's rows: which make the windows of an epoch, and in which order, as a function of seed and epoch."""
+"""The plan of a part's rows: the windows of an epoch, and the order in them, as a function of seed and epoch."""
 
 from __future__ import annotations
 
