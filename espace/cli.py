@@ -201,6 +201,7 @@ def _predict(run: Run, source: Reader, out: Path, keep: list[str] | None, quiet:
     from espace.runs.report import Report
 
     report, total, done = Report(quiet), sum(p.rows for p in source.pieces), 0
+    run.strays.tell = report.warn
     for done in run.predict_file(source, out, keep):
         report.progress("rows", done, total)
     report.done_reading()

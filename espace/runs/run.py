@@ -23,6 +23,7 @@ from espace.config import Config
 from espace.contracts import Reader
 from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder, kinds_from_state, learnt_from_state
+from espace.data.encoding.strays import Strays
 from espace.data.encoding.table import Columns
 from espace.data.encoding.vocabulary import Vocabulary
 from espace.data.reading.readers import Piece, apart
@@ -75,7 +76,7 @@ class Run:
     """A trained model with its encoder: from a run folder, or from a checkpoint file alone.
 
     Attributes: config, registry, encoder, model (in eval mode), weighting (of the loss terms), folder (None for a lone
-    checkpoint), scores (by name).
+    checkpoint), scores (by name), strays (which tells of odd numbers).
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Run:
         self.weighting = weighting
         self.folder = folder
         self.scores = scores_of(config)
+        self.strays = Strays(encoder)
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Probabilities:
@@ -108,6 +110,8 @@ class Run:
 
         The columns are `p_<stage>`, `p_<stage>_given_<parent>` and `score_<name>`. A score is null where a column that
         decides it is missing.
+
+        A number far from all that training saw is told once per column, as a Python warning.
 
         `table` is a pyarrow Table, or anything with columns that pyarrow takes (a pandas DataFrame, a dict of lists).
         Raises DataError for a missing column or a value that cannot be read, NonFiniteError for a score that is
@@ -142,6 +146,7 @@ class Run:
     def _predict_part(self, table: pa.Table, where: str, first: int) -> dict[str, Numbers]:
         """`{column: its values, (rows,) float64}`, a score NaN where it is not known."""
         p = self.forward(self.encoder.encode(table, where, labels=False, first=first))
+        self.strays.add(Columns(table, where, np.arange(first, first + table.num_rows)))
         addresses = self.model.chain.addresses
         columns = {f"p_{n}": p.log_prob(*address).double().exp().numpy() for n, address in addresses.items()}
         expectations = self.model.chain.expectations

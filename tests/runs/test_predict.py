@@ -92,6 +92,18 @@ class TestValues:
         for name in NAMES:
             np.testing.assert_allclose(found[name].to_numpy(), expected[name].to_numpy(), rtol=2e-6)
 
+    def test_a_number_far_from_all_that_training_saw_is_told_once_and_predicted(self, shop, trained):
+        far = put(ROWS, price=np.where(np.arange(600) % 50 == 49, 1e9, 1.0))
+        shop.write(far, group=100)
+        said = shop.espace("predict", trained.run, "--data", "train.parquet", "--out", "p.parquet")
+        assert said.code == 0, said
+        assert said.out.count("'price' is far from all that training saw: 1e+09 (") == 1
+        assert "row group 0, row 49), where it was" in said.out
+        model = espace.load(trained.run)
+        with pytest.warns(UserWarning, match=r"'price' is far .* \(the table, row 49\)"):
+            assert model.predict(far).num_rows == 600
+        assert model.predict(far).num_rows == 600, "and not again"
+
     def test_a_table_longer_than_a_batch_gives_the_same(self, model):
         long = pa.concat_tables([ROWS] * 30)
         found, expected = model.predict(long), model.predict(ROWS)

@@ -20,6 +20,7 @@ from espace.data.encoding.encode import Encoder, NumberStats
 from espace.data.encoding.kinds import Kind, State
 from espace.data.encoding.labels import Amounts, Column, Limits, Policy, resolve
 from espace.data.encoding.learn import Learner, ListFacts, PlainFacts
+from espace.data.encoding.strays import PlainStray, Stray, Strays
 from espace.data.encoding.table import Columns, Extra, Problems
 from espace.data.encoding.vocabulary import UNKNOWN, Vocabulary, one_array
 from espace.data.reading import cache
@@ -28,7 +29,7 @@ from espace.data.reading.times import Clock, PlainSpan, Span, joined
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
 
-_VERSION = 8
+_VERSION = 9
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Scan:
     counts: rows that each piece keeps; missing: `{number feature: (missing or not finite, rows)}`;
     leaks: `{feature: (stage, AUC of the feature alone)}`;
     unknown: `{feature: share of its values not in the vocabulary}`;
+    strays: `{number feature: what lies far from all that training saw}`;
     weight: sum of the row weights, None where rows have none; span: of the times of the rows, where there are any.
     lists: `{list feature: what its lists look like}`; kinds: `{feature: what was seen in its column}`.
     """
@@ -47,6 +49,7 @@ class Scan:
     missing: dict[str, tuple[int, int]] = field(default_factory=dict)
     leaks: dict[str, tuple[str, float]] = field(default_factory=dict)
     unknown: dict[str, float] = field(default_factory=dict)
+    strays: dict[str, Stray] = field(default_factory=dict)
     weight: float | None = None
     span: Span | None = None
     lists: dict[str, ListFacts] = field(default_factory=dict)
@@ -82,6 +85,7 @@ class _Saved(TypedDict):
     missing: dict[str, list[int]]
     leaks: dict[str, list[str | float]]
     unknown: dict[str, float]
+    strays: dict[str, PlainStray]
     weight: float | None
     span: PlainSpan | None
     lists: dict[str, PlainFacts]
@@ -120,9 +124,14 @@ def scan_other(task: Task, part: Part, encoder: Encoder, progress: Progress) -> 
     path = cache.folder() / f"scan-{task.key(part, encoder.identity)}" / "scan.json"
     if path.exists():
         return _scan_from(json.loads(path.read_text()))
-    unknown = _UnknownShares(encoder)
-    scan = _run(task, part, _columns(task), lambda table, labels, rows: unknown.add(table), progress)
-    scan.unknown = unknown.shares()
+    unknown, strays = _UnknownShares(encoder), Strays(encoder, lambda line: None)
+
+    def see(table: Columns, labels: Column, rows: int) -> None:
+        unknown.add(table)
+        strays.add(table)
+
+    scan = _run(task, part, _columns(task), see, progress)
+    scan.unknown, scan.strays = unknown.shares(), strays.found
     _write(path, json.dumps(_plain(scan)))
     return scan
 
@@ -249,7 +258,7 @@ def _write(path: Path, text: str) -> None:
 def _load(folder: Path) -> tuple[Scan, Learnt]:
     values = json.loads((folder / "scan.json").read_text())
     names, buckets = values.pop("tables"), values.pop("buckets")
-    numbers = {n: NumberStats(s["mean"], s["deviation"], tuple(s["edges"])) for n, s in values.pop("numbers").items()}
+    numbers = {n: NumberStats(**{**s, "edges": tuple(s["edges"])}) for n, s in values.pop("numbers").items()}
     tables = {
         n: buckets[n] if n in buckets else _read_vocabulary(folder / "vocabulary" / f"{n}.parquet") for n in names
     }
@@ -266,6 +275,7 @@ def _scan_from(values: _Saved) -> Scan:
     leaks = {name: (str(stage), float(auc)) for name, (stage, auc) in values["leaks"].items()}
     lists = {name: ListFacts(**facts) for name, facts in values["lists"].items()}
     kinds = {name: Kind.from_state(kind) for name, kind in values["kinds"].items()}
+    strays = {name: Stray(**stray) for name, stray in values["strays"].items()}
     tally, span = Tally.from_dict(values["tally"]), values["span"]
-    found = Scan(tally, values["counts"], missing, leaks, values["unknown"], values["weight"])
+    found = Scan(tally, values["counts"], missing, leaks, values["unknown"], strays, values["weight"])
     return replace(found, span=span and Span(**span), lists=lists, kinds=kinds)

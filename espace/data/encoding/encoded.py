@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import weakref
+from collections.abc import Collection, Mapping
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
+from secrets import token_hex
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -52,9 +57,58 @@ class Encoded:
             kept.filled(lambda path: _write(batch, path))
         return batch
 
+    @property
+    def keeps(self) -> bool:
+        """Whether pieces are kept in the cache."""
+        return self._key is not None
+
     def _encode(self, number: int) -> Batch:
         table, _ = self.part.read(number, self.encoder.columns(self.labels))
         return self.encoder.encode(table, self.part.where(number), self.labels)
+
+
+class Spool:
+    """Encoded pieces that are needed several times: from the cache, and those not kept there from temporary files.
+
+    Nothing is left of these when the process ends, however it does.
+    """
+
+    def __init__(self, encoded: Encoded) -> None:
+        self.encoded = encoded
+        self._files: dict[int, int] = {}  # descriptors
+        weakref.finalize(self, _close, self._files)
+
+    def piece(self, number: int) -> Batch:
+        """The rows of one piece. Raises DataError for what cannot be read or encoded."""
+        if self.encoded.keeps:
+            return self.encoded.piece(number)
+        if number in self._files:
+            with open(self._files[number], "rb", closefd=False) as file:
+                return _read_from(file)
+        batch = self.encoded.piece(number)
+        with contextlib.suppress(DataError, OSError):  # no room: encode again
+            self._files[number] = _without_name(batch)
+        return batch
+
+    def only(self, pieces: Collection[int]) -> None:
+        """Forget all others."""
+        _close({n: self._files.pop(n) for n in [*self._files] if n not in pieces})
+
+
+def _close(files: Mapping[int, int]) -> None:
+    for file in files.values():
+        os.close(file)
+
+
+def _without_name(batch: Batch) -> int:
+    """The descriptor of a file with a batch, which is gone when it is closed."""
+    path = cache.folder() / "tables" / f".{token_hex(8)}.tmp"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(batch, path)
+        return os.open(path, os.O_RDONLY)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _write(batch: Batch, path: Path) -> None:
@@ -73,8 +127,14 @@ def _write(batch: Batch, path: Path) -> None:
 def _read(path: Path) -> Batch:
     """What `_write` wrote, mapped into memory. Raises ValueError for a file that was cut off."""
     with path.open("rb") as file:
-        head = json.loads(file.readline())
-        start, data = file.tell(), mmap(file.fileno(), 0, access=ACCESS_COPY)
+        return _read_from(file)
+
+
+def _read_from(file: BinaryIO) -> Batch:
+    """The same from an open file."""
+    file.seek(0)
+    head = json.loads(file.readline())
+    start, data = file.tell(), mmap(file.fileno(), 0, access=ACCESS_COPY)
     tensors: list[Tensor] = []
     for kind, shape in head["tensors"]:
         dtype, count = getattr(torch, kind), math.prod(shape)
@@ -82,7 +142,7 @@ def _read(path: Path) -> Batch:
         tensors.append(flat.view(shape))
         start += -(-flat.nbytes // _ALIGNED) * _ALIGNED
     if start != len(data):
-        raise ValueError(f"{path}: {len(data)} bytes instead of {start}")
+        raise ValueError(f"{file.name}: {len(data)} bytes instead of {start}")
     each, blank = iter(tensors), torch.empty(0)
     lists = {name: Ragged(blank, blank, blank if weights else None) for name, weights in head["lists"].items()}
     batch = Batch(blank, lists, blank, blank, blank, dict.fromkeys(head["extras"], blank), blank, blank)
