@@ -248,7 +248,7 @@ class Reader(Protocol):
     """Tables, piece by piece. Built as `factory(source, split, *, options)`, by `register_readers`.
 
     source: what the YAML says under `train`, `validation` or `test`; split: which of these, or `predict`. It can be
-    pickled.
+    pickled. It may have `check(piece | None)`, which raises DataError when the rows of a piece, or any, have changed.
     """
 
     @property

@@ -66,7 +66,15 @@ class Files:
         Raises DataError for a column that is not there, and for a file that is gone, has changed or is damaged.
         """
         wanted = schemas.pick(self.schema, columns, piece.source)
-        return schemas.fit(_read(self._files[piece.source], piece, wanted.names), wanted, str(piece))
+        table = schemas.fit(_read(self._files[piece.source], piece, wanted.names), wanted, str(piece))
+        self.check(piece)
+        return table
+
+    def check(self, piece: Piece | None = None) -> None:
+        """Raise DataError when a file is not what it was at the start: that of `piece` if it is local, or any."""
+        for file in self._files.values() if piece is None else [self._files[piece.source]]:
+            if piece is None or not file.place.root:
+                file.check()
 
 
 def parquet(source: str | Sequence[str], split: str) -> Files:
