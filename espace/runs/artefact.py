@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from espace.config import Config
+from espace.data.encoding.columns import Number, is_categorical, table_of
 from espace.data.encoding.encode import Encoder, NumberStats, learnt_from_state
 from espace.data.encoding.vocabulary import Vocabulary
 from espace.errors import EspaceError, RunError
@@ -52,6 +53,18 @@ def opened(content: Mapping[str, Any], file: Path) -> Artefact:
         _check_weights(weights)
         states: list[dict[str, Any]] = content.get("optimizer_states", [])
         return Artefact(told["config"], tables, numbers, weights, states[0] if states else {})
+
+
+def check_complete(encoder: Encoder) -> None:
+    """Raise ValueError when a feature lacks its table, or what was learnt of it."""
+    if missing := [
+        name for name in map(table_of, filter(is_categorical, encoder.features)) if name not in encoder.tables
+    ]:
+        raise ValueError(f"the table of {', '.join(missing)} is not there")
+    for feature in (f for f in encoder.features if isinstance(f, Number)):
+        learnt = encoder.numbers.get(feature.name)
+        if learnt is None or (feature.buckets is not None and encoder.tables[feature.name] != len(learnt.edges) + 1):
+            raise ValueError(f"what was learnt of the feature '{feature.name}' is not there, or is not of one piece")
 
 
 def told_in(content: Mapping[str, Any], file: Path) -> dict[str, Any]:

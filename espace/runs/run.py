@@ -30,7 +30,7 @@ from espace.errors import ConfigError, DataError, NonFiniteError, RunError, did_
 from espace.model.model import Model
 from espace.registry.registry import Registry
 from espace.registry.registry import load as load_plugins
-from espace.runs.artefact import Artefact, opened, understood
+from espace.runs.artefact import Artefact, check_complete, opened, understood
 from espace.runs.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
 from espace.runs.trust import chosen
 from espace.training.checkpoint import read_checkpoint
@@ -233,6 +233,7 @@ def load(path: str | Path, checkpoint: str = "best", plugins: Sequence[str] = ()
     with understood(file):
         config, registry = _configured(found, place, plugins)
         encoder = build_encoder(config, found.tables, found.numbers)
+        check_complete(encoder)
         model = build_model(config, registry, encoder.layout, drawn=False)
         weighting = build_weighting(config, registry, build_objective(config, registry))
         _fill(file, found, model, weighting)

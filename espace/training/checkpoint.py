@@ -82,10 +82,17 @@ def _check(path: Path, only_whole: bool) -> None:
     elif only_whole:
         told = "nothing tells whether it is whole: it has no digest at its end"
         raise RunError(f"{path}: {told}, as those that espace fit writes have. {_ANOTHER}")
-    elif not (end[-_END:].startswith(b"PK\5\6") and end.endswith(b"\0\0")):
-        raise ValueError("it was cut off, or something else wrote it")
+    elif end and not (end[-_END:].startswith(b"PK\5\6") and end.endswith(b"\0\0")):
+        if _begins(path, b"PK"):
+            raise RunError(f"{path}: the file is damaged, it was cut off. {_ANOTHER}")
+        raise ValueError("it is no archive of torch")
     elif broken := ZipFile(path).testzip():
-        raise ValueError(f"{broken} in it is not as it was written")
+        raise RunError(f"{path}: the file is damaged, {broken} in it is not as it was written. {_ANOTHER}")
+
+
+def _begins(path: Path, sign: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(sign)) == sign
 
 
 def _write(path: Path, content: Mapping[str, object]) -> None:

@@ -144,7 +144,7 @@ def test_a_flipped_byte_is_noticed_wherever_it_is(tmp_path):
     good = path.read_bytes()
     for at in [*range(0, len(good) - 120, 37), *range(len(good) - 120, len(good))]:
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-        with pytest.raises(RunError, match=r"last\.ckpt: (the file is damaged, its SHA-256 is not|it cannot be read)"):
+        with pytest.raises(RunError, match=r"last\.ckpt: the file is damaged, "):
             read_checkpoint(path)
 
 
@@ -154,7 +154,9 @@ def test_a_file_that_was_cut_short_anywhere_is_refused(tmp_path):
     good = path.read_bytes()
     for size in [*range(0, len(good) - 120, 50), *range(len(good) - 120, len(good))]:
         path.write_bytes(good[:size])
-        with pytest.raises(RunError, match=r"last\.ckpt: it cannot be read as a checkpoint"):
+        with pytest.raises(
+            RunError, match=r"last\.ckpt: (the file is damaged, it was cut off|it cannot be read as a c)"
+        ):
             read_checkpoint(path)
 
 
@@ -167,7 +169,7 @@ def test_a_file_without_a_digest_is_read_if_it_is_whole_and_nothing_goes_on_from
     good = path.read_bytes()
     at = good.index(torch.full((3,), 1.0).numpy().tobytes())
     path.write_bytes(good[:at] + b"\1" + good[at + 1 :])
-    with pytest.raises(RunError, match=r"it cannot be read as a checkpoint of espace: .* is not as it was written"):
+    with pytest.raises(RunError, match=r"the file is damaged, .* in it is not as it was written"):
         read_checkpoint(path)
 
 

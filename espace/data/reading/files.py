@@ -26,7 +26,8 @@ _START_AGAIN = "Leave the data alone during a run, and start again."
 class Place:
     """One file: the name that messages show, the URI of its file system ("" = local), its path there, what it was.
 
-    ctime: when a local file was last written to or renamed, or had its rights changed, ns; content: a digest of it.
+    ctime: when a local file was last written to or renamed, or had its rights changed, ns; inode: tells it from one that
+    takes its place; content: a digest of it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Place:
     size: int  # bytes
     mtime: int | str | None  # ns; or whatever the file system has instead
     ctime: int = 0
+    inode: int = 0
     content: str = ""
 
     @property
@@ -62,6 +64,11 @@ class Place:
             ctime = 0 if self.root else os.stat(self.path).st_ctime_ns
             if ctime != self.ctime and not _has_its_content(self, ctime):
                 raise DataError(f"{self.name}: the file changed since the start. {_START_AGAIN}")
+
+    def watch(self) -> None:
+        """As `check`, of a file that is open or was copied: if it is local and removed or replaced, that changes nothing."""
+        if self.root or (os.path.exists(self.path) and os.stat(self.path).st_ino == self.inode):
+            self.check()
 
 
 @dataclass(frozen=True)
@@ -231,8 +238,9 @@ def _is_folder(info: pa.fs.FileInfo) -> bool:
 def _place(entry: _Entry, filesystem: pa.fs.FileSystem, info: pa.fs.FileInfo) -> Place:
     below = info.path[len(entry.path.rstrip("/")) :].lstrip("/")
     name = os.path.join(entry.shown, below) if below else entry.shown
-    ctime = 0 if entry.root else os.stat(info.path).st_ctime_ns
-    return Place(name, entry.root, info.path, info.size, _changed(filesystem, info), ctime)
+    stat = None if entry.root else os.stat(info.path)
+    more = (0, 0) if stat is None else (stat.st_ctime_ns, stat.st_ino)
+    return Place(name, entry.root, info.path, info.size, _changed(filesystem, info), *more)
 
 
 def _refuse_repeats(places: Sequence[Place], split: str) -> None:

@@ -65,10 +65,6 @@ class File(Hashable, Protocol):
         """Raises DataError when the file is gone, has changed, or is not of its format."""
         ...
 
-    def check(self) -> None:
-        """Raises DataError when the file is gone or has changed, though it may be open."""
-        ...
-
 
 @dataclass(frozen=True)
 class ParquetFile:
@@ -84,10 +80,6 @@ class ParquetFile:
             source = self.place.filesystem.open_input_file(self.place.path)
         return _OpenParquet(source, self.place.name)
 
-    def check(self) -> None:
-        """See File."""
-        self.place.check()
-
 
 @dataclass(frozen=True)
 class ArrowFile:
@@ -101,10 +93,6 @@ class ArrowFile:
         self.place.check()
         with reaching(self.place.name):
             return _OpenArrow(_mapped(self.place), self.place.name)
-
-    def check(self) -> None:
-        """See File."""
-        self.place.check()
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +118,6 @@ class ConvertedFile:
                 self.kept.forget()
         what = f"what is written there is not what is read, {_TRIES} times"
         raise DataError(f"{self.kept.root}: {what}. Set ESPACE_CACHE to a folder on another disk.")
-
-    def check(self) -> None:
-        """Raises DataError when the file has changed; it may be gone, since its copy is read."""
-        if self.place.root or os.path.exists(self.place.path):
-            self.place.check()
 
     def _write(self, path: Path) -> None:
         self.place.check()

@@ -71,10 +71,11 @@ class Files:
         return table
 
     def check(self, piece: Piece | None = None) -> None:
-        """Raise DataError when a file is not what it was at the start: that of `piece` if it is local, or any."""
-        for file in self._files.values() if piece is None else [self._files[piece.source]]:
-            if piece is None or not file.place.root:
-                file.check()
+        """Raise DataError when a file was altered since the start: that of `piece` if it is local, or any."""
+        places = [file.place for file in self._files.values()] if piece is None else [self._files[piece.source].place]
+        for place in places:
+            if piece is None or not place.root:
+                place.watch()
 
 
 def parquet(source: str | Sequence[str], split: str) -> Files:
