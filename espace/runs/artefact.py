@@ -19,6 +19,16 @@ from espace.data.encoding.vocabulary import Vocabulary
 from espace.errors import EspaceError, RunError
 
 FORMAT = 1
+_PLACE = {
+    "epoch": int,
+    "global_step": int,
+    "loops": dict,
+    "callbacks": dict,
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "espace_metrics": dict,
+}  # what Lightning and espace take up when a run goes on
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,34 @@ def told_in(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
             " it, or train again."
         )
     return dict(told)
+
+
+def place_in(content: Mapping[str, Any], file: Path) -> int:
+    """The step at which a run stands that goes on. Raises RunError for a content from which none can."""
+    with understood(file):
+        for name, kind in _PLACE.items():
+            if type(content[name]) is not kind:
+                raise TypeError(f"{name} is a {type(content[name]).__name__} and no {kind.__name__}")
+        metrics, states = content["espace_metrics"], content["optimizer_states"]
+        if len(states) != 1 or not isinstance(states[0], dict):
+            raise ValueError("there is no state of one optimiser")
+        if (
+            type(metrics["size"]) is not int
+            or metrics["size"] < 0
+            or not isinstance(metrics["window"], dict | type(None))
+        ):
+            raise ValueError("where the metrics stand is not told")
+        _check_counts(content["loops"], "loops")
+        return int(content["global_step"])
+
+
+def _check_counts(found: object, where: str) -> None:
+    """Raise ValueError unless all numbers in it are counts."""
+    if isinstance(found, dict):
+        for name, value in found.items():
+            _check_counts(value, f"{where}.{name}")
+    elif isinstance(found, int | float | str) and (not isinstance(found, int) or found < 0):
+        raise ValueError(f"{where} is {found!r} and no count")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from espace.data.stream.module import DataModule, gpu_of
 from espace.data.stream.stream import Stream
 from espace.errors import ConfigError, NonFiniteError, RunError
 from espace.registry.registry import Registry
-from espace.runs.artefact import artefact_of, told_in
+from espace.runs.artefact import artefact_of, place_in, told_in
 from espace.runs.build import (
     build_model,
     build_objective,
@@ -138,7 +138,7 @@ class Fitting:
         train = replace(train, sampling=sampler, scoring=self.prepared.scoring)
         return DataModule(train, self.prepared.stream(self.config, "validation") if monitored else None)
 
-    def _resumed_at(self) -> int | None:
+    def _resumed_at(self) -> int:
         """The step from which the run goes on.
 
         Raises RunError when its checkpoint is damaged, or the data is not the same.
@@ -147,8 +147,7 @@ class Fitting:
         content = read_checkpoint(file, only_whole=True)
         if told_in(content, file).get("data") != self._identity():
             raise RunError(f"{self.folder}: the training data is not what it was when the run began. Start a new run.")
-        step: int | None = content.get("global_step")
-        return step
+        return place_in(content, file)
 
     def finish(self) -> Run:
         """Evaluate the best weights where the run trained, write results and pictures, print the tables."""

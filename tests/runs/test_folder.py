@@ -156,7 +156,7 @@ def dropping(path: str):
 VOCABULARY = "espace/encoder/tables/user_id"
 TEXTS = "espace/encoder/tables/item_id"
 PRICE = "espace/encoder/numbers/price"
-WEIGHT = next(iter(["state_dict/model.heads.click.weight"]))
+WEIGHT = "state_dict/model.heads.impression_to_click.weight"
 WRONG = {
     "nothing of espace": dropping("espace"),
     "espace's is a list": setting("espace", [1]),
@@ -202,6 +202,19 @@ WRONG_PLACE = {
     "no place of the metrics": dropping("espace_metrics"),
     "a place of the metrics in words": setting("espace_metrics/size", "all"),
     "callbacks that are a list": setting("callbacks", [1]),
+    "rows seen in the future": setting(
+        "optimizer_states",
+        lambda s: [
+            {
+                **s[0],
+                "state": {i: {**v, "seen": v["seen"] + 9999} if "seen" in v else v for i, v in s[0]["state"].items()},
+            }
+        ],
+    ),
+    "steps that are missing": setting(
+        "optimizer_states",
+        lambda s: [{**s[0], "missed": {i: {**m, "rules": m["rules"][:1]} for i, m in s[0]["missed"].items()}}],
+    ),
     "moments of another shape": setting(
         "optimizer_states",
         lambda s: [{**s[0], "state": {i: {**v, "exp_avg": torch.zeros(3, 7)} for i, v in s[0]["state"].items()}}],
