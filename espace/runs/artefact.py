@@ -102,7 +102,7 @@ def place_in(content: Mapping[str, Any], file: Path) -> int:
     """The step at which a run stands that goes on. Raises RunError for a content from which none can."""
     with understood(file):
         for name, kind in _PLACE.items():
-            if type(content[name]) is not kind:
+            if not isinstance(content[name], kind) or isinstance(content[name], bool):
                 raise TypeError(f"{name} is a {type(content[name]).__name__} and no {kind.__name__}")
         metrics, states = content["espace_metrics"], content["optimizer_states"]
         if len(states) != 1 or not isinstance(states[0], dict):

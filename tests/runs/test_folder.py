@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,9 @@ from espace.runs.experiment import Experiment
 from espace.runs.failing import explained
 from espace.runs.folder import new_folder, owned, refuse_taken
 from espace.training.checkpoint import read_checkpoint, write_checkpoint
-from tests.processes import code_of, start, wait_for
-from tests.shop import CONFIG, Shop
+from tests.processes import code_of, wait_for
+from tests.shop import CONFIG
 
-CHAIN = ["impression -> click -> conversion"]
 PREDICT = ("--data", "test.parquet", "--out", "p.parquet")
 
 
@@ -65,20 +66,23 @@ def test_a_folder_has_one_owner_who_is_named_and_what_a_dead_one_left_is_nothing
         refuse_taken(folder)
 
 
-def test_a_process_keeps_its_folder_until_it_is_killed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shop = Shop(tmp_path)
-    shop.yaml(chain=CHAIN, data={"type": "simulator", "train": 100_000_000}, features={"user_id": "id"}, metrics={})
-    process = start(tmp_path, tmp_path / "said.txt", "fit", "shop.yaml", "--run-dir", "run")
-    owner = tmp_path / "run" / ".owner"
-    wait_for(lambda: owner.exists() and bool(owner.read_text()), process)
-    said = shop.espace("fit", "shop.yaml", "--run-dir", "run")
-    assert (said.code, f"run: process {process.pid} on" in said.error) == (2, True), said
-    assert process.is_alive()
+def keep(folder: str) -> None:
+    with owned(Path(folder)):
+        signal.pause()
+
+
+def test_a_process_keeps_its_folder_until_it_is_killed(copied):
+    process = get_context("forkserver").Process(target=keep, args=("run",))
+    process.start()
+    wait_for(lambda: Path("run/.owner").exists() and bool(Path("run/.owner").read_text()), process)
+    for command in (["shop.yaml", "--run-dir", "run"], ["--resume", "run"]):
+        copied.yaml()
+        said = copied.espace("fit", *command)
+        assert (said.code, f"run: process {process.pid} on" in said.error) == (2, True), said
     process.kill()
     assert code_of(process) == 137
-    with owned(tmp_path / "run"):
-        refuse_taken(tmp_path / "run")
+    with owned(Path("run")):
+        assert str(os.getpid()) in Path("run/.owner").read_text()
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_as_the_message_says(copied):
