@@ -31,6 +31,10 @@ Overrides = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Plugins = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--plugin", help="Load this plugin, ./file.py or a module; again for more.", show_default=False),
+]
 
 
 @contextmanager
@@ -77,6 +81,7 @@ def fit(
         from espace.runs.experiment import Experiment
         from espace.runs.report import Report
         from espace.runs.run import config_file
+        from espace.runs.trust import check_listed
 
         more = list(overrides or [])
         if file is not None and "=" in str(file) and not file.exists():
@@ -84,6 +89,8 @@ def fit(
         if file is None and resume is None:
             raise ConfigError("fit: name a YAML file, as in espace fit examples/esmm.yaml, or --resume RUN.")
         source = file if file is not None else config_file(resume or Path())
+        if file is None:
+            check_listed(source, more)
         Experiment.from_yaml(source, more).fit(run_dir, resume=resume, report=Report(quiet))
 
 
@@ -124,6 +131,7 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Also write the metrics to this JSON file.", show_default=False),
     ] = None,
+    plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
     """Judge a trained run on other data, every probability in its own space.
@@ -137,7 +145,7 @@ def evaluate(
         from espace.runs.run import config_file, load, write_results
 
         source = config_file(run)
-        trained = load(run, checkpoint)
+        trained = load(run, checkpoint, plugin or [])
         config = load_config(source, overrides or [], trained.registry)
         found = evaluate_run(trained, config, split, Report())
         if out is not None:
@@ -164,6 +172,7 @@ def predict(
         ),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    plugin: Plugins = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -179,7 +188,7 @@ def predict(
         from espace.runs.build import scores_of
         from espace.runs.run import load
 
-        trained = load(run, checkpoint)
+        trained = load(run, checkpoint, plugin or [])
         config = override(trained.config, overrides or [], trained.registry)
         trained.scores = scores_of(config)
         named = any(text.startswith("data.type=") for text in overrides or [])

@@ -707,6 +707,13 @@ class TestRunFolders:
         said = shop.espace("fit", shop.yaml(), "--run-dir", "run")
         refused(
             said,
+            "run: it exists and is not empty. Choose another --run-dir.",
+        )
+
+    def test_a_run_is_not_written_over_but_gone_on_with(self, copied):
+        said = copied.espace("fit", copied.yaml(), "--run-dir", "run")
+        refused(
+            said,
             "run: it exists and is not empty. Go on with it by espace fit --resume run, or choose another --run-dir",
         )
 

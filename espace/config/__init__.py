@@ -7,10 +7,12 @@ makes a number of it), and `???` has to be given by an override. An empty key at
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
 import operator
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +34,7 @@ __all__ = [
     "Config",
     "check_monitor",
     "json_schema",
+    "listed_plugins",
     "load",
     "load_with_plugins",
     "monitor_mode",
@@ -83,9 +86,24 @@ def override(config: Config, overrides: Sequence[str], registry: Registry) -> Co
 
 
 def save(config: Config, path: str | Path) -> None:
-    """Write a YAML file that `load` reads as the same configuration, every default written out."""
-    text = dump(_escaped(config.to_dict()))
-    Path(path).write_text(f"# Every default is written out. To repeat: espace fit {path}\n{text}", encoding="utf-8")
+    """Write a YAML file that `load` reads as the same configuration, every default written out; all of it or nothing."""
+    text = f"# Every default is written out. To repeat: espace fit {path}\n{dump(_escaped(config.to_dict()))}"
+    partial = Path(f"{path}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def listed_plugins(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """The plugins that a YAML file and the overrides list, none of them loaded. Raises ConfigError."""
+    listed = _read(Path(path), overrides).tree.get("plugins")
+    return [plugin for plugin in listed if isinstance(plugin, str)] if isinstance(listed, list) else []
 
 
 def check_monitor(config: Config, names: Sequence[str]) -> None:

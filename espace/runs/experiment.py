@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
 
@@ -12,20 +12,18 @@ import torch
 
 import espace.config as configuration
 from espace.config import Config
-from espace.errors import ConfigError, RunError
+from espace.errors import ConfigError
 from espace.registry.registry import Registry
 from espace.runs.build import (
     build_model_probe,
 )
+from espace.runs.folder import clear_beginning, has_begun, new_folder, owned, refuse_taken, removed_if_empty
 from espace.runs.metrics import metric_names
 from espace.runs.opening import Prepared, prepare
 from espace.runs.report import Report
 from espace.runs.resuming import check_same
-from espace.runs.run import (
-    Run,
-    new_folder,
-    removed_if_empty,
-)
+from espace.runs.run import Run
+from espace.runs.trust import remember
 from espace.training.optim import load_kernels
 
 
@@ -69,9 +67,9 @@ class Experiment:
 
         report = report if report and _is_first_rank() else Report(quiet=True)
         folder = _run_folder(self.config, run_dir, resume)
-        if resume is not None:
-            check_same(self.config, self.registry, folder)
-        with removed_if_empty(folder), torch.random.fork_rng(devices=[]):
+        mine = owned(folder) if _is_first_rank() else nullcontext()
+        with removed_if_empty(folder), mine, torch.random.fork_rng(devices=[]):
+            goes_on = self._enter(folder, resume is not None, report)
             wanted = self.config.optimizer.tables != "dense" and not torch.cuda.is_available()
             kernels = Thread(target=load_kernels if wanted else None)  # beside reading, which leaves a core idle
             kernels.start()
@@ -79,9 +77,25 @@ class Experiment:
             check_length(self.config, prepared)
             trained = Fitting(self.config, self.registry, prepared, folder, report)
             kernels.join()  # numba changes the filters of warnings while it compiles, and so does what follows
-            if not trained.run(resume is not None):
+            if not trained.run(goes_on):
                 return None
             return trained.finish()
+
+    def _enter(self, folder: Path, resumes: bool, report: Report) -> bool:
+        """Whether to go on from a checkpoint in the folder. Raises RunError when this is not the run that began there, or
+        a new one would write over something."""
+        goes_on = resumes and has_begun(folder)
+        if goes_on:
+            check_same(self.config, self.registry, folder)
+        elif resumes:
+            report.warn(f"{folder}: the run was stopped before its first checkpoint, so it begins at the start.")
+        if _is_first_rank():
+            if not resumes:
+                refuse_taken(folder)
+            elif not goes_on:
+                clear_beginning(folder)
+            remember(folder, self.config.plugins)
+        return goes_on
 
 
 def _check_names(config: Config, registry: Registry) -> None:
@@ -102,14 +116,11 @@ def _check_names(config: Config, registry: Registry) -> None:
 def _run_folder(config: Config, asked: str | Path | None, resume: str | Path | None) -> Path:
     """The run's folder, into which only the first rank writes."""
     if resume is not None:
-        if not (Path(resume) / "checkpoints" / "last.ckpt").exists():
-            raise RunError(
-                f"{resume}: there is no checkpoints/last.ckpt to go on from. Start again with another --run-dir."
-            )
+        has_begun(Path(resume))
         return Path(resume)
     if not _is_first_rank():
         return Path(asked or "runs")
-    return new_folder(config, Path(asked) if asked else None, time.strftime("%Y%m%d-%H%M%S"))
+    return new_folder(config, Path(asked) if asked else None)
 
 
 def _is_first_rank() -> bool:

@@ -100,7 +100,7 @@ def _scorer(config: Config, registry: Registry) -> tuple[Run, str] | None:
     if scored_by is None:
         return None
     folder, stage = scored_by
-    run = load(folder)
+    run = load(folder, plugins=config.plugins)
     if stage not in run.model.chain.stages:
         raise ConfigError(f"sampler: the chain of {folder} has no stage '{stage}'. Train a run that predicts it.")
     return run, stage

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +22,19 @@ from espace.chain.scores import Numbers, predictions
 from espace.config import Config
 from espace.contracts import Reader
 from espace.data.batch import Batch
-from espace.data.encoding.encode import Encoder, kinds_from_state, learnt_from_state
+from espace.data.encoding.encode import Encoder
 from espace.data.encoding.strays import Strays
 from espace.data.encoding.table import Columns
 from espace.data.encoding.vocabulary import Vocabulary
 from espace.data.reading.readers import Piece, apart
-from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
+from espace.errors import ConfigError, DataError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
 from espace.registry.registry import Registry
 from espace.registry.registry import load as load_plugins
+from espace.runs.artefact import Artefact, check_complete, opened, understood
 from espace.runs.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
 from espace.runs.passing import check_columns, passed_on
+from espace.runs.trust import chosen
 from espace.training.checkpoint import read_checkpoint
 from espace.training.optim import settle
 from espace.training.precision import autocast, default_precision
@@ -49,27 +51,6 @@ PACKAGES = (
     "pydantic",
 )
 _READ = "which the model reads"
-
-
-def artefact_of(config: Config, encoder: Encoder) -> dict[str, object]:
-    """What a checkpoint needs beside the weights to predict: plain values and tensors only."""
-    return {"format": 1, "config": config.to_dict(), "encoder": _tensors(encoder.state())}
-
-
-def _tensors(state: Mapping[str, object]) -> dict[str, object]:
-    return {name: _tensors(v) if isinstance(v, Mapping) else _tensor(v) for name, v in state.items()}
-
-
-def _tensor(value: object) -> object:
-    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-
-
-def _arrays(state: Mapping[str, object]) -> dict[str, object]:
-    return {name: _arrays(v) if isinstance(v, Mapping) else _array(v) for name, v in state.items()}
-
-
-def _array(value: object) -> object:
-    return value.numpy() if isinstance(value, torch.Tensor) else value
 
 
 class Run:
@@ -236,35 +217,49 @@ def _converted(table: object) -> pa.Table:
 def load(path: str | Path, checkpoint: str = "best", plugins: Sequence[str] = ()) -> Run:
     """Load a run folder (its `checkpoints/best.ckpt`, or the one named) or a checkpoint file alone; no YAML is needed.
 
-    Raises RunError when there is none, or it is damaged, or was written by something else.
+    plugins: files or modules to load. Those that the run lists are only loaded when they are among these, or when this
+    user has trained it in this folder on this machine, since loading them runs their code.
+
+    Raises RunError when there is none, it is damaged, was written by something else, or lists other plugins.
     """
     place = Path(path)
     if not place.exists() or place.is_dir():
         config_file(place)
     file = place / "checkpoints" / f"{checkpoint}.ckpt" if place.is_dir() else place
-    content = read_checkpoint(file)
-    if "espace" not in content:
-        raise RunError(f"{file}: it was not written by espace {importlib.metadata.version('espace')} or later.")
-    artefact = content["espace"]
-    values = artefact["config"]
-    registry = load_plugins([*values.get("plugins", []), *plugins])
-    config = Config.from_dict(values, registry)
-    learnt = _arrays(artefact["encoder"])
-    tables, numbers = learnt_from_state(learnt)
-    encoder = build_encoder(config, tables, numbers, kinds=kinds_from_state(learnt))
-    model = build_model(config, registry, encoder.layout, drawn=False)
-    weighting = build_weighting(config, registry, build_objective(config, registry))
+    found = opened(read_checkpoint(file), file)
+    with understood(file):
+        config, registry = _configured(found, place, plugins)
+        encoder = build_encoder(config, found.tables, found.numbers, kinds=found.kinds)
+        check_complete(encoder)
+        model = build_model(config, registry, encoder.layout, drawn=False)
+        weighting = build_weighting(config, registry, build_objective(config, registry))
+        _fill(file, found, model, weighting)
+    return Run(config, registry, encoder, model.eval(), weighting, place if place.is_dir() else None)
+
+
+def _configured(found: Artefact, place: Path, plugins: Sequence[str]) -> tuple[Config, Registry]:
+    """The configuration in a checkpoint, with the plugins that may be loaded."""
+    listed = [plugin for plugin in found.config.get("plugins", []) if isinstance(plugin, str)]
+    taken, left = chosen(place, listed, plugins)
+    registry = load_plugins(taken)
     try:
-        for prefix, module in (("model.", model), ("weighting.", weighting)):
-            weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-            module.load_state_dict(weights)
-        settle([*model.parameters()], next(iter(content.get("optimizer_states", [])), {}))
+        return Config.from_dict(found.config, registry), registry
+    except ConfigError as error:
+        why = f" Left out, since nobody named them: {', '.join(left)}." if left else ""
+        raise RunError(f"{place}: the configuration in it does not hold here: {error}{why}") from error
+
+
+def _fill(file: Path, found: Artefact, model: Model, weighting: nn.Module) -> None:
+    """Put the weights in their places. Raises RunError when they do not fit."""
+    try:
+        for prefix, module in (("model", model), ("weighting", weighting)):
+            module.load_state_dict(found.weights_of(prefix))
+        settle([*model.parameters()], found.optimizer)
     except RuntimeError as error:
         raise RunError(
             f"{file}: its weights do not fit the model that is built now: {' '.join(str(error).split())}. Use the"
             " plugins as they were when it was trained; versions.json has the packages."
         ) from error
-    return Run(config, registry, encoder, model.eval(), weighting, place if place.is_dir() else None)
 
 
 def config_file(run: Path) -> Path:
@@ -287,30 +282,6 @@ def _runs_nearby(place: Path) -> str:
     return did_you_mean(place.name, runs) or " Train one with espace fit."
 
 
-def new_folder(config: Config, asked: Path | None, stamp: str) -> Path:
-    """The folder of a new run: `asked`, or runs/<name>/<stamp>. Raises RunError when it already holds something."""
-    folder = asked or Path("runs") / (config.name or "run") / stamp
-    with writing(folder, "--run-dir"):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(
-                f"{folder}: it exists and is not empty. Go on with it by espace fit --resume {folder}, or choose"
-                " another --run-dir."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextmanager
-def removed_if_empty(folder: Path) -> Iterator[None]:
-    """Leave no empty folder behind a run that did not begin."""
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            folder.rmdir()
-        raise
-
-
 @contextmanager
 def writing(path: Path, option: str) -> Iterator[None]:
     """Turns what the file system says into a RunError; `option` is where the user chose the path."""
@@ -323,15 +294,15 @@ def writing(path: Path, option: str) -> Iterator[None]:
 
 
 def write_start(folder: Path, config: Config, encoder: Encoder) -> None:
-    """Write what is known before training: config.yaml, versions.json, vocabularies."""
-    configuration.save(config, folder / "config.yaml")
+    """Write what is known before training: config.yaml, versions.json, vocabularies. Raises RunError when it cannot."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    (folder / "versions.json").write_text(
-        json.dumps({"python": platform.python_version(), **versions}, indent=2) + "\n"
-    )
-    for name, table in encoder.tables.items():
-        if isinstance(table, Vocabulary):
-            table.save(folder / "vocabulary" / f"{name}.parquet")
+    with writing(folder, "--run-dir"):
+        configuration.save(config, folder / "config.yaml")
+        text = json.dumps({"python": platform.python_version(), **versions}, indent=2)
+        (folder / "versions.json").write_text(f"{text}\n")
+        for name, table in encoder.tables.items():
+            if isinstance(table, Vocabulary):
+                table.save(folder / "vocabulary" / f"{name}.parquet")
 
 
 def write_results(folder: Path, results: Mapping[str, float], name: str = "results.json") -> None:

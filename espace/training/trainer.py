@@ -61,7 +61,7 @@ class SafeCheckpointIO(CheckpointIO):
         return read_checkpoint(Path(path), map_location or "cpu")
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove it with its digest."""
+        """Remove it, with the digest that espace 0.1.0 wrote beside it."""
         for file in (Path(path), Path(f"{path}.sha256")):
             file.unlink(missing_ok=True)
 

@@ -76,8 +76,7 @@ class Kept:
 
     def put(self, run: Path) -> None:
         """Give a run the place of this one."""
-        for name in ("last.ckpt", "last.ckpt.sha256"):
-            shutil.copy(self.folder / name, run / "checkpoints" / name)
+        shutil.copy(self.folder / "last.ckpt", run / "checkpoints" / "last.ckpt")
 
 
 @dataclass
@@ -126,7 +125,7 @@ class Lab:
     def _keep(self, run: Path, batches: int) -> None:
         copy = Kept(batches, run.parent / f"after {batches} batches")
         copy.folder.mkdir()
-        for name in ("checkpoints/last.ckpt", "checkpoints/last.ckpt.sha256", "metrics.csv"):
+        for name in ("checkpoints/last.ckpt", "metrics.csv"):
             if (run / name).exists():
                 shutil.copy(run / name, copy.folder)
         self.kept.append(copy)

@@ -82,7 +82,16 @@ class Files:
         if refused := [self.apart[name] for name in dict.fromkeys(columns) if name in self.apart]:
             raise DataError("\n".join(refused))
         wanted = schemas.pick(self.schema, columns, piece.source)
-        return schemas.fit(_read(self._files[piece.source], piece, wanted.names), wanted, str(piece))
+        table = schemas.fit(_read(self._files[piece.source], piece, wanted.names), wanted, str(piece))
+        self.check(piece)
+        return table
+
+    def check(self, piece: Piece | None = None) -> None:
+        """Raise DataError when a file was altered since the start: that of `piece` if it is local, or any."""
+        places = [file.place for file in self._files.values()] if piece is None else [self._files[piece.source].place]
+        for place in places:
+            if piece is None or not place.root:
+                place.watch()
 
 
 def parquet(source: str | Sequence[str], split: str, text: Sequence[str] = ()) -> Files:

@@ -119,6 +119,8 @@ class Stream:
 
     def _batches(self, windows: Iterable[_Read], epoch: int, numbers: range) -> Iterator[Batch]:
         for number, batch in zip(numbers, self._global_batches(windows), strict=False):
+            if number == numbers[-1]:
+                self.part.check()  # what was read is what was there at the start
             yield self._slice(self._trained(batch, epoch, number) if self.training else batch)
 
     def state_dict(self) -> dict[str, object]:
