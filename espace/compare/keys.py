@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Le, MinLen
 
+from espace.config.schema import Seed
 from espace.config.validate import Section, check
 from espace.config.yamlfile import Key, Problem, Source, show
 from espace.errors import did_you_mean
@@ -60,7 +61,7 @@ class Keys(Section):
     base: str
     overrides: list[str] = []
     conditions: dict[str, list[str]] = {}
-    seeds: Annotated[list[int], MinLen(1)] = [0]
+    seeds: Annotated[list[Seed], MinLen(1)] = [0]
     shares: Annotated[list[Annotated[float, Gt(0), Le(1)]], MinLen(1)] = [1.0]
     report: Annotated[list[str], MinLen(1)]
     helpers: dict[str, list[str]] = {}

@@ -17,6 +17,7 @@ from espace.data.batch import Batch
 from espace.model.blocks import Gate
 from espace.model.compiling import Compiled
 from espace.model.features import FeatureSpec
+from espace.model.named import NamedModules
 
 TowerFactory = Callable[[FeatureSpec], nn.Module]
 
@@ -71,18 +72,18 @@ class Model(nn.Module):
         self._rates = dict(rates or {})
         self._correction = {name: [1 / rate for rate in found] for name, found in self._rates.items()}
         self.joint = frozenset(joint)
-        self.embeddings = nn.ModuleDict(embeddings)
+        self.embeddings = NamedModules(embeddings)
         self.sharing = sharing
-        self.towers = nn.ModuleDict(towers)
+        self.towers = NamedModules(towers)
         self.link = link
         parts = [m for module in (sharing, self.towers, link) for m in module.modules()]
         self.gates = [m for m in sharing.modules() if isinstance(m, Gate) and m.layer is not None]
         self._auxiliary = [m for m in parts if _asks(m)]
-        self.kinds = nn.ModuleDict(kinds or {})
+        self.kinds = NamedModules(kinds or {})
         self._kinds = {name: as_kind(module) for name, module in self.kinds.items()}
         self._compiled: dict[str, Compiled] = {}
         assert isinstance(link, Wide), "a link has widths"
-        self.heads = nn.ModuleDict({t.name: nn.Linear(link.widths[t.name], self._logits(t)) for t in chain.heads})
+        self.heads = NamedModules({t.name: nn.Linear(link.widths[t.name], self._logits(t)) for t in chain.heads})
 
     def _logits(self, transition: Transition) -> int:
         """How many numbers the head of a transition gives."""

@@ -49,7 +49,15 @@ class Experiment:
 
     def check(self, report: Report | None = None) -> Prepared:
         """Read the data once, audit it, and print what was found. Raises DataError with every reason not to train."""
+        self._check_machine()
         return prepare(self.config, self.registry, report or Report(quiet=True))
+
+    def _check_machine(self) -> None:
+        """Raise ConfigError for what `trainer` asks of a machine that this one is not."""
+        if self.config.trainer or torch.cuda.device_count() > 1:
+            from espace.training.machine import check_machine  # here, since Lightning is slow to import
+
+            check_machine(self.config.trainer)
 
     def fit(
         self,
@@ -66,12 +74,14 @@ class Experiment:
         had been drawn; those of accelerators are seeded anew at every step.
         """
         from espace.runs.fitting import Fitting, check_length  # here, since Lightning is slow to import
+        from espace.training.machine import torch_as_it_was
 
+        self._check_machine()
         report = report if report and _is_first_rank() else Report(quiet=True)
         folder = _run_folder(self.config, run_dir, resume)
         if resume is not None:
             check_same(self.config, self.registry, folder)
-        with removed_if_empty(folder), torch.random.fork_rng(devices=[]):
+        with removed_if_empty(folder), torch.random.fork_rng(devices=[]), torch_as_it_was():
             wanted = self.config.optimizer.tables != "dense" and not torch.cuda.is_available()
             kernels = Thread(target=load_kernels if wanted else None)  # beside reading, which leaves a core idle
             kernels.start()

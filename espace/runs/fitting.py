@@ -180,7 +180,7 @@ def _trainer_options(config: Config, monitored: bool, batches: int) -> dict[str,
 
 @contextmanager
 def _alone_again() -> Iterator[None]:
-    """What a distributed run leaves in this process is taken away, so that what follows is a process of its own."""
+    """The group of processes of a distributed run is left, so that what follows is a process of its own."""
     before, joined = set(os.environ), dist.is_available() and dist.is_initialized()
     try:
         yield

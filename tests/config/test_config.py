@@ -447,7 +447,7 @@ def test_replacing_a_part_drops_its_options_and_the_order_counts(write: Write) -
         ("seed.x=3", r"^override 'seed.x=3': seed is 7 and has no 'x'\. Set seed itself\."),
         ("data.train.2=x", r"^override 'data.train.2=x': data.train is a list of 2, counted from 0, and has no '2'"),
         ("seed=[1", r"^override 'seed=\[1': this is not YAML.*Close what was opened"),
-        ("seed=00123", r"^override 'seed=00123': seed: '00123' is not a whole number\."),
+        ("seed=00123", r"^override 'seed=00123': seed: '00123' is not a whole number of at least 0 "),
         (
             "data.shuffle=yes",
             r"^override 'data.shuffle=yes': data.shuffle: 'yes' is not true or false\. Only true and false",

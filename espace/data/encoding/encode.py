@@ -239,10 +239,10 @@ class Encoder:
         counts = random.binomial(len(batch), rates)
         columns = np.repeat(np.arange(len(rates)), counts)
         rows = random.integers(0, len(batch), len(columns))
-        both = torch.from_numpy(np.stack([rows * len(rates) + columns, padding[columns]]))
-        places, paddings = sent(both, batch.ids.device)
-        old = batch.ids.take(places)
-        batch.ids.put_(places, torch.where(old < paddings + FIRST, old, paddings + UNKNOWN).int())
+        drawn = torch.from_numpy(np.stack([rows, columns, padding[columns]]))
+        row, column, paddings = sent(drawn, batch.ids.device)
+        old = batch.ids[row, column]
+        batch.ids[row, column] = torch.where(old < paddings + FIRST, old, paddings + UNKNOWN).int()
 
     @cached_property
     def inputs(self) -> str:
