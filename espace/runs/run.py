@@ -25,6 +25,7 @@ from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder, learnt_from_state
 from espace.data.encoding.table import Columns
 from espace.data.encoding.vocabulary import Vocabulary
+from espace.data.reading.decoded import as_table, to_parquet
 from espace.data.reading.readers import Piece
 from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
@@ -112,7 +113,7 @@ class Run:
         Raises DataError for a missing column or a value that cannot be read, NonFiniteError for a score that is
         undefined.
         """
-        read = _as_table(table)
+        read = as_table(table)
         self._check_input("the table", read.column_names)
         return self._predict(read, "the table")
 
@@ -185,8 +186,9 @@ class Run:
         try:
             for piece in reader.pieces:
                 part = self._predict_piece(reader, piece, keep)
-                writer = writer or pq.ParquetWriter(partial, part.schema)
-                writer.write_table(part)
+                with to_parquet(str(piece)):
+                    writer = writer or pq.ParquetWriter(partial, part.schema)
+                    writer.write_table(part)
                 done += part.num_rows
                 yield done
             assert writer is not None, "a reader has at least one piece"
@@ -214,26 +216,6 @@ def check_columns(where: str, wanted: Sequence[str], found: Sequence[str], why: 
         raise DataError(
             "\n".join(f"{where}: there is no column '{c}', {why}.{did_you_mean(c, found)}" for c in missing)
         )
-
-
-def _as_table(table: object) -> pa.Table:
-    try:
-        return _converted(table)
-    except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
-        what = f"the table: a {type(table).__name__} cannot be read as columns: {error}"
-        raise DataError(f"{what}. Give a pyarrow Table, a data frame, or a dict of lists of one length.") from error
-
-
-def _converted(table: object) -> pa.Table:
-    if isinstance(table, pa.Table):
-        return table
-    if isinstance(table, pa.RecordBatch):
-        return pa.Table.from_batches([table])
-    if isinstance(table, Mapping):
-        return pa.table(dict(table))
-    if hasattr(table, "__arrow_c_stream__"):
-        return pa.table(table)
-    return pa.Table.from_pandas(table, preserve_index=False)
 
 
 def load(path: str | Path, checkpoint: str = "best", plugins: Sequence[str] = ()) -> Run:
