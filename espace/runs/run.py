@@ -26,6 +26,7 @@ from espace.data.encoding.encode import Encoder, learnt_from_state
 from espace.data.encoding.table import Columns
 from espace.data.encoding.vocabulary import Vocabulary
 from espace.data.reading.decoded import as_table, to_parquet
+from espace.data.reading.naming import file_name
 from espace.data.reading.readers import Piece
 from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
@@ -273,7 +274,7 @@ def _runs_nearby(place: Path) -> str:
 
 def new_folder(config: Config, asked: Path | None, stamp: str) -> Path:
     """The folder of a new run: `asked`, or runs/<name>/<stamp>. Raises RunError when it already holds something."""
-    folder = asked or Path("runs") / (config.name or "run") / stamp
+    folder = asked or Path("runs") / file_name(config.name or "run") / stamp
     with writing(folder, "--run-dir"):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(
@@ -315,7 +316,7 @@ def write_start(folder: Path, config: Config, encoder: Encoder) -> None:
     )
     for name, table in encoder.tables.items():
         if isinstance(table, Vocabulary):
-            table.save(folder / "vocabulary" / f"{name}.parquet")
+            table.save(folder / "vocabulary" / f"{file_name(name)}.parquet")
 
 
 def write_results(folder: Path, results: Mapping[str, float], name: str = "results.json") -> None:

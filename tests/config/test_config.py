@@ -289,8 +289,8 @@ def test_any_text_survives_a_file(
 ) -> None:
     tree = {
         **yaml.safe_load(SMALL),
-        "name": name + "".join(tail),
-        "features": {feature: "id"},
+        "data": {"train": name + "".join(tail)},
+        "features": {"f": {"type": "id", "column": feature}},
         "trainer": trainer,
         "optimizer": {"lr": rate},
     }

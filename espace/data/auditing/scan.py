@@ -22,6 +22,7 @@ from espace.data.encoding.learn import Learner
 from espace.data.encoding.table import Columns, Extra, Problems
 from espace.data.encoding.vocabulary import UNKNOWN, Vocabulary, one_array
 from espace.data.reading import cache
+from espace.data.reading.naming import file_name
 from espace.data.reading.split import Part
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
@@ -195,7 +196,7 @@ def _save(folder: Path, scan: Scan, learnt: Learnt) -> None:
     tables, numbers = learnt
     for name, table in tables.items():
         if isinstance(table, Vocabulary):
-            table.save(folder / "vocabulary" / f"{name}.parquet")
+            table.save(folder / "vocabulary" / f"{file_name(name)}.parquet")
     buckets = {n: t for n, t in tables.items() if isinstance(t, int)}
     values = {**asdict(scan), "tables": list(tables), "buckets": buckets}
     values["numbers"] = {n: asdict(s) for n, s in numbers.items()}
@@ -215,7 +216,8 @@ def _load(folder: Path) -> tuple[Scan, Learnt]:
     names, buckets = values.pop("tables"), values.pop("buckets")
     numbers = {n: NumberStats(s["mean"], s["deviation"], tuple(s["edges"])) for n, s in values.pop("numbers").items()}
     tables = {
-        n: buckets[n] if n in buckets else _read_vocabulary(folder / "vocabulary" / f"{n}.parquet") for n in names
+        n: buckets[n] if n in buckets else _read_vocabulary(folder / "vocabulary" / f"{file_name(n)}.parquet")
+        for n in names
     }
     return _scan_from(values), (tables, numbers)
 
