@@ -18,6 +18,7 @@ from espace.model.blocks import Gate
 from espace.model.compiling import Compiled
 from espace.model.features import FeatureSpec
 from espace.model.named import NamedModules
+from espace.model.returned import check_names, check_vectors
 
 TowerFactory = Callable[[FeatureSpec], nn.Module]
 
@@ -83,6 +84,8 @@ class Model(nn.Module):
         self._kinds = {name: as_kind(module) for name, module in self.kinds.items()}
         self._compiled: dict[str, Compiled] = {}
         assert isinstance(link, Wide), "a link has widths"
+        self._widths = {name: _width_of(tower) for name, tower in towers.items()}
+        self._linked = dict(link.widths)
         self.heads = NamedModules({t.name: nn.Linear(link.widths[t.name], self._logits(t)) for t in chain.heads})
 
     def _logits(self, transition: Transition) -> int:
@@ -94,10 +97,13 @@ class Model(nn.Module):
         """Every probability of every row."""
         if "shared" in self.embeddings:
             features = self.sharing(self.embeddings["shared"](batch))
+            check_names("sharing", features, self._widths)
         else:
             features = {name: embedding(batch) for name, embedding in self.embeddings.items()}
         vectors = {name: tower(features[name]) for name, tower in (self._compiled or self.towers).items()}
+        check_vectors("tower", vectors, self._widths, len(batch))
         linked: Mapping[str, Tensor] = self.link(vectors)
+        check_vectors("link", linked, self._linked, len(batch))
         with torch.autocast(
             next(iter(linked.values())).device.type, enabled=False
         ):  # a bfloat16 logit knows few numbers
@@ -173,6 +179,12 @@ def _after_sampling(
         found[t.name] = [n * rate * used.get(c or "", 1.0) for n, rate, c in zip(counts, each, t.classes, strict=True)]
         used[t.parent] *= sum(found[t.name]) / sum(counts) if any(counts) else 1.0
     return found
+
+
+def _width_of(tower: nn.Module) -> int:
+    width = tower.out_features
+    assert isinstance(width, int), "a tower has out_features"
+    return width
 
 
 def _asks(module: nn.Module) -> TypeGuard[Asking]:

@@ -13,6 +13,7 @@ import torch
 import espace.config as configuration
 from espace.config import Config
 from espace.errors import ConfigError, RunError
+from espace.registry.blame import parts_told
 from espace.registry.registry import Registry
 from espace.runs.build import (
     build_model_probe,
@@ -38,8 +39,9 @@ class Experiment:
     def __init__(self, config: Config, registry: Registry) -> None:
         self.config = config
         self.registry = registry
-        _check_names(config, registry)
-        build_model_probe(config, registry)
+        with parts_told(registry):
+            _check_names(config, registry)
+            build_model_probe(config, registry)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -50,7 +52,8 @@ class Experiment:
     def check(self, report: Report | None = None) -> Prepared:
         """Read the data once, audit it, and print what was found. Raises DataError with every reason not to train."""
         self._check_machine()
-        return prepare(self.config, self.registry, report or Report(quiet=True))
+        with parts_told(self.registry):
+            return prepare(self.config, self.registry, report or Report(quiet=True))
 
     def _check_machine(self) -> None:
         """Raise ConfigError for what `trainer` asks of a machine that this one is not."""
@@ -81,7 +84,7 @@ class Experiment:
         folder = _run_folder(self.config, run_dir, resume)
         if resume is not None:
             check_same(self.config, self.registry, folder)
-        with removed_if_empty(folder), torch.random.fork_rng(devices=[]), torch_as_it_was():
+        with parts_told(self.registry), removed_if_empty(folder), torch.random.fork_rng(devices=[]), torch_as_it_was():
             wanted = self.config.optimizer.tables != "dense" and not torch.cuda.is_available()
             kernels = Thread(target=load_kernels if wanted else None)  # beside reading, which leaves a core idle
             kernels.start()

@@ -108,6 +108,11 @@ class Fitting:
                 raise
             self.report.stopped(self.folder, trainer.global_step)
             raise SystemExit(stop.exit_code) from None
+        except RuntimeError as error:
+            if "deterministic implementation" not in str(error):
+                raise
+            what = f"trainer.deterministic: torch cannot do a step so: {str(error).partition('. ')[0]}"
+            raise ConfigError(f"{what}. Set warn, or false; on one CPU a run gives the same bits anyway.") from error
 
     def _module(self) -> Training:
         weighting = build_weighting(self.config, self.registry, self.objective)

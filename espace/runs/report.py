@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.text import Text
 
 from espace.config import Config
 from espace.contracts import Objective
 from espace.data.auditing.scan import Scan
+from espace.errors import visible
 from espace.model.model import Model
 from espace.runs.figures import (
     Curves,
@@ -33,13 +35,26 @@ if TYPE_CHECKING:
 _PLAIN_WIDTH = 180  # of output that goes to a file or a pipe
 
 
+class SafeConsole(Console):
+    """A console on which text cannot command the terminal: its control characters are written out."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich does, of text that is visible, so that a column is as wide as what stands in it."""
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """As rich does, every piece of text made visible."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 class Report:
     """Prints to the terminal, unless `quiet`."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         width = None if sys.stdout.isatty() else _PLAIN_WIDTH
-        self.console = Console(quiet=quiet, width=width, markup=False, highlight=False)
+        self.console = SafeConsole(quiet=quiet, width=width, markup=False, highlight=False)
         self._reading: Progress | None = None
         self._bars: dict[str, TaskID] = {}
 

@@ -30,6 +30,7 @@ from espace.data.reading.naming import file_name
 from espace.data.reading.readers import Piece
 from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
+from espace.registry.blame import parts_told
 from espace.registry.registry import Registry
 from espace.registry.registry import load as load_plugins
 from espace.runs.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
@@ -116,7 +117,8 @@ class Run:
         """
         read = as_table(table)
         self._check_input("the table", read.column_names)
-        return self._predict(read, "the table")
+        with parts_told(self.registry):
+            return self._predict(read, "the table")
 
     def _check_input(self, where: str, found: Sequence[str]) -> None:
         """Raise DataError naming every column that the model or a score reads and the input lacks."""
@@ -179,7 +181,8 @@ class Run:
             raise RunError(f"{out}: it is {what}, and predictions go to a file of their own. Choose another --out.")
         with writing(out, "--out"):
             out.parent.mkdir(parents=True, exist_ok=True)
-            yield from self._write_predictions(reader, out, keep)
+            with parts_told(self.registry):
+                yield from self._write_predictions(reader, out, keep)
 
     def _write_predictions(self, reader: Reader, out: Path, keep: Sequence[str]) -> Iterator[int]:
         partial = out.with_name(f".{out.name}.{os.getpid()}.partial")

@@ -21,6 +21,7 @@ from espace.data.batch import Batch
 from espace.errors import NonFiniteError
 from espace.model.blocks import Gate
 from espace.model.named import NamedModules
+from espace.model.returned import check_terms
 
 Objective = Callable[[Probabilities, Labels], Mapping[str, tuple[Tensor, Tensor]]]
 _LEAST_REST = math.log(1e-7)  # what a ratio of two heads leaves of 1 at least, so that one above 1 can be judged
@@ -41,6 +42,7 @@ class Terms:
     def of(cls, objective: Objective, p: Probabilities, batch: Batch) -> Terms:
         """The terms of one batch, row weights applied."""
         found = objective(p, Labels(p.chain, batch.labels, batch.amounts))
+        check_terms(found, len(batch.weights))
         sums = torch.stack([torch.dot(value, batch.weights.to(value.dtype)) for value, _ in found.values()])
         rows = torch.stack([torch.dot(rows, batch.weights.to(rows.dtype)) for _, rows in found.values()])
         return cls(list(found), sums, rows)
