@@ -126,8 +126,7 @@ def judge_scans(
         for problem in audit.errors(parts[name], scan, chain, labels, data.violations, data.allow_leaks, limits)
     ]
     for name, scan in scans.items():
-        for line in audit.warnings(parts[name], scan, chain):
-            report.warn(line)
+        report.warn_all(audit.warnings(parts[name], scan, chain))
     if problems:
         raise DataError("\n".join(problems))
     _tell_rest(config, parts, scans, report)

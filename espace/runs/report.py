@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ from espace.runs.tables import OF_TRUTH, results_table, stages_table, suspicious
 if TYPE_CHECKING:
     from espace.training.narrator import Narrator
 
+_NAMES_AND_NUMBERS = re.compile(r"'[^']*'|\d[\d,.]*")
+_SHOWN = 3  # notes of one kind
 _PLAIN_WIDTH = 180  # of output that goes to a file or a pipe
 
 
@@ -61,6 +64,17 @@ class Report:
     def warn(self, text: str) -> None:
         """A line that asks for attention."""
         self._tell(("Note:", "yellow"), f" {text}")
+
+    def warn_all(self, lines: Iterable[str]) -> None:
+        """Notes, of which those that differ in names and numbers only are one line: the first, and how many more."""
+        kinds: dict[str, list[str]] = {}
+        for line in lines:
+            kinds.setdefault(_NAMES_AND_NUMBERS.sub("", line), []).append(line)
+        for same in kinds.values():
+            shown = same if len(same) <= _SHOWN else same[:1]
+            for line in shown:
+                more = len(same) - len(shown)
+                self.warn(f"{line} And {more:,} more notes of this kind." if more else line)
 
     def tell(self, text: str) -> None:
         """A line, or several, as they are."""

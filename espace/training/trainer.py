@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _OURS = {
     "logger": "metrics always go to metrics.csv and TensorBoard in the run folder",
-    "callbacks": "write a plugin instead",
-    "plugins": "write a plugin instead",
+    "callbacks": "none can be added, not even by a plugin",
+    "plugins": "precision and strategy have keys of their own",
     "default_root_dir": "use --run-dir",
     "enable_checkpointing": "checkpoints/best.ckpt and last.ckpt are always written",
     "enable_model_summary": "espace show prints the modules",

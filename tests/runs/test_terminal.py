@@ -33,6 +33,16 @@ def test_tables_notes_and_lines_are_made_visible(capsys: pytest.CaptureFixture[s
     assert not {"\x1b", "\x07", "\x9b", "\u202e"} & {*said}
 
 
+def test_many_notes_of_one_kind_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Report().warn_all([f"train: 'f{i}' is unknown in {i} %." for i in range(60)] + ["another", "another one"])
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "Note: train: 'f0' is unknown in 0 %. And 59 more notes of this kind.",
+        "Note: another",
+        "Note: another one",
+    ]
+
+
 def test_a_column_with_escapes_reaches_no_terminal(shop: Shop) -> None:
     table = rows(300)
     shop.write(put(table, **{EVIL: table["user_id"], "odd": [EVIL] * 300}), "train.parquet")
