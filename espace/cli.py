@@ -47,11 +47,25 @@ def _told(debug: bool = False) -> Iterator[None]:
     except EspaceError as error:
         if debug:
             raise
-        typer.secho(f"espace: {error}", fg=typer.colors.RED, err=True)
+        _complain(str(error))
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        typer.secho("espace: interrupted", err=True)
+        _complain("interrupted")
         raise typer.Exit(130) from None
+
+
+def _complain(text: str) -> None:
+    """What went wrong, in red."""
+    from espace.errors import visible
+
+    typer.secho(f"espace: {visible(text)}", fg=typer.colors.RED, err=True)
+
+
+def _say(text: str) -> None:
+    """A result."""
+    from espace.errors import visible
+
+    typer.echo(visible(text))
 
 
 @app.command()
@@ -105,7 +119,7 @@ def check(file: File, overrides: Overrides = None, debug: Debug = False) -> None
         from espace.runs.report import Report
 
         Experiment.from_yaml(file, overrides or []).check(Report())
-        typer.echo("Nothing stands against training.")
+        _say("Nothing stands against training.")
 
 
 @app.command()
@@ -118,7 +132,7 @@ def show(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
         from espace.runs.experiment import Experiment
         from espace.runs.show import describe
 
-        typer.echo(describe(Experiment.from_yaml(file, overrides or [])))
+        _say(describe(Experiment.from_yaml(file, overrides or [])))
 
 
 @app.command()
@@ -217,7 +231,7 @@ def _predict(run: Run, source: Reader, out: Path, keep: list[str] | None, quiet:
     for note in passed_on(source, keep)[1]:
         report.warn(note)
     if not quiet:
-        typer.echo(f"{done:,} rows with {_columns_of(run)}: {out}")
+        _say(f"{done:,} rows with {_columns_of(run)}: {out}")
 
 
 def _columns_of(run: Run) -> str:
@@ -248,7 +262,7 @@ def list_(
     with _told(debug):
         from espace.runs.show import catalogue
 
-        typer.echo(catalogue(kind, plugin or []))
+        _say(catalogue(kind, plugin or []))
 
 
 @app.command()
@@ -268,7 +282,7 @@ def schema(
         from espace.config import json_schema
         from espace.registry.registry import load as load_plugins
 
-        typer.echo(json.dumps(json_schema(load_plugins(plugin or [])), indent=2))
+        _say(json.dumps(json_schema(load_plugins(plugin or [])), indent=2))
 
 
 @app.command()
@@ -298,7 +312,7 @@ def compare(
 
         failed = run_comparison(file, overrides or [], out, workers, Report(quiet)).failed
         for planned, why in failed.items():
-            typer.secho(f"espace: {planned} failed: {why}", fg=typer.colors.RED, err=True)
+            _complain(f"{planned} failed: {why}")
         if failed:
             raise typer.Exit(1)
 
@@ -320,7 +334,7 @@ def new(
     with _told(debug):
         from espace.registry.new import create
 
-        typer.echo(create(kind, name, folder))
+        _say(create(kind, name, folder))
 
 
 @app.command()

@@ -22,6 +22,7 @@ from espace.config import crosscheck
 from espace.config.json_schema import json_schema
 from espace.config.overrides import apply
 from espace.config.parts import Binder
+from espace.config.references import bounded
 from espace.config.schema import DEFAULTS, Component, Fields
 from espace.config.validate import check
 from espace.config.yamlfile import MAX_DEPTH, MAX_NODES, Key, Problem, Source, dotted, dump, read, show
@@ -184,8 +185,9 @@ def _resolve(source: Source) -> None:
 
     for key, text in list(_references(source.tree, ())):
         try:
+            bounded(source.tree, text)
             OmegaConf.create([text])
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, ValueError) as error:
             _take_out(source, key, text, error)
     tree, nodes = OmegaConf.create(source.tree), itertools.count()
     for key, text in list(_references(source.tree, ())):
@@ -225,6 +227,8 @@ def _take_out(source: Source, key: Key, text: str, error: Exception) -> None:
 def _why(text: str, key: Key, reason: str) -> str:
     if text == "???":
         return f"it has to be given. Write it in the file, or add the override {dotted(key)}=VALUE."
+    if reason.startswith("It is too much"):
+        return f"{show(text)}: {reason[:1].lower()}{reason[1:]}. Write the value itself."
     variable = re.search(r"Environment variable '(.*)' not found", reason)
     if variable:
         mend = f"Set it, or write ${{oc.env:{variable[1]},default}}."

@@ -13,6 +13,7 @@ import torch
 import espace.config as configuration
 from espace.config import Config
 from espace.errors import ConfigError
+from espace.registry.blame import parts_told
 from espace.registry.registry import Registry
 from espace.runs.build import (
     build_model_probe,
@@ -36,8 +37,9 @@ class Experiment:
     def __init__(self, config: Config, registry: Registry) -> None:
         self.config = config
         self.registry = registry
-        _check_names(config, registry)
-        build_model_probe(config, registry)
+        with parts_told(registry):
+            _check_names(config, registry)
+            build_model_probe(config, registry)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -47,7 +49,16 @@ class Experiment:
 
     def check(self, report: Report | None = None) -> Prepared:
         """Read the data once, audit it, and print what was found. Raises DataError with every reason not to train."""
-        return prepare(self.config, self.registry, report or Report(quiet=True))
+        self._check_machine()
+        with parts_told(self.registry):
+            return prepare(self.config, self.registry, report or Report(quiet=True))
+
+    def _check_machine(self) -> None:
+        """Raise ConfigError for what `trainer` asks of a machine that this one is not."""
+        if self.config.trainer or torch.cuda.device_count() > 1:
+            from espace.training.machine import check_machine  # here, since Lightning is slow to import
+
+            check_machine(self.config.trainer)
 
     def fit(
         self,
@@ -64,11 +75,14 @@ class Experiment:
         had been drawn; those of accelerators are seeded anew at every step.
         """
         from espace.runs.fitting import Fitting, check_length  # here, since Lightning is slow to import
+        from espace.training.machine import torch_as_it_was
 
+        self._check_machine()
         report = report if report and _is_first_rank() else Report(quiet=True)
         folder = _run_folder(self.config, run_dir, resume)
         mine = owned(folder) if _is_first_rank() else nullcontext()
-        with removed_if_empty(folder), mine, torch.random.fork_rng(devices=[]):
+        fresh = (parts_told(self.registry), torch.random.fork_rng(devices=[]), torch_as_it_was())
+        with removed_if_empty(folder), mine, fresh[0], fresh[1], fresh[2]:
             goes_on = self._enter(folder, resume is not None, report)
             wanted = self.config.optimizer.tables != "dense" and not torch.cuda.is_available()
             kernels = Thread(target=load_kernels if wanted else None)  # beside reading, which leaves a core idle

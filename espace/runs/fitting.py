@@ -113,6 +113,11 @@ class Fitting:
                 raise
             self.report.stopped(self.folder, trainer.global_step)
             raise SystemExit(stop.exit_code) from None
+        except RuntimeError as error:
+            if "deterministic implementation" not in str(error):
+                raise
+            what = f"trainer.deterministic: torch cannot do a step so: {str(error).partition('. ')[0]}"
+            raise ConfigError(f"{what}. Set warn, or false; on one CPU a run gives the same bits anyway.") from error
 
     def _module(self) -> Training:
         weighting = build_weighting(self.config, self.registry, self.objective)
@@ -188,7 +193,7 @@ def _says_when(config: Config) -> bool:
 
 @contextmanager
 def _alone_again() -> Iterator[None]:
-    """What a distributed run leaves in this process is taken away, so that what follows is a process of its own."""
+    """The group of processes of a distributed run is left, so that what follows is a process of its own."""
     before, joined = set(os.environ), dist.is_available() and dist.is_initialized()
     try:
         yield

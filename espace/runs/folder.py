@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from espace.config import Config
+from espace.data.reading.naming import file_name
 from espace.errors import RunError
 from espace.runs.run import writing
 
@@ -33,7 +34,7 @@ def new_folder(config: Config, asked: Path | None) -> Path:
 
     Raises RunError when it cannot be made.
     """
-    folder = asked or Path("runs") / (config.name or "run") / time.strftime("%Y%m%d-%H%M%S")
+    folder = asked or Path("runs") / file_name(config.name or "run") / time.strftime("%Y%m%d-%H%M%S")
     with writing(folder, "--run-dir"):
         if asked is None:
             folder.parent.mkdir(parents=True, exist_ok=True)

@@ -138,8 +138,7 @@ def judge_scans(
     ]
     for name, scan in scans.items():
         order = audit.in_order(scan, data.shuffle) if name == "train" else []
-        for line in [*audit.warnings(parts[name], scan, chain), *order]:
-            report.warn(line)
+        report.warn_all([*audit.warnings(parts[name], scan, chain), *order])
     spans = {name: scan.span for name, scan in scans.items() if scan.span}
     for line in overlaps(config.data.split.by or "", spans) if config.data.split else ():
         report.warn(line)

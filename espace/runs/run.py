@@ -26,9 +26,12 @@ from espace.data.encoding.encode import Encoder
 from espace.data.encoding.strays import Strays
 from espace.data.encoding.table import Columns
 from espace.data.encoding.vocabulary import Vocabulary
+from espace.data.reading.decoded import as_table, to_parquet
+from espace.data.reading.naming import file_name
 from espace.data.reading.readers import Piece, apart
-from espace.errors import ConfigError, DataError, NonFiniteError, RunError, did_you_mean
+from espace.errors import ConfigError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
+from espace.registry.blame import parts_told
 from espace.registry.registry import Registry
 from espace.registry.registry import load as load_plugins
 from espace.runs.artefact import Artefact, check_complete, opened, understood
@@ -98,9 +101,10 @@ class Run:
         Raises DataError for a missing column or a value that cannot be read, NonFiniteError for a score that is
         undefined.
         """
-        read = _as_table(table)
+        read = as_table(table)
         self._check_input("the table", read.column_names)
-        return self._predict(read, "the table")
+        with parts_told(self.registry):
+            return self._predict(read, "the table")
 
     def _check_input(self, where: str, found: Sequence[str], apart: Mapping[str, str] | None = None) -> None:
         """Raise DataError naming every column that the model or a score reads and the input lacks."""
@@ -164,7 +168,8 @@ class Run:
             raise RunError(f"{out}: it is {what}, and predictions go to a file of their own. Choose another --out.")
         with writing(out, "--out"):
             out.parent.mkdir(parents=True, exist_ok=True)
-            yield from self._write_predictions(reader, out, keep)
+            with parts_told(self.registry):
+                yield from self._write_predictions(reader, out, keep)
 
     def _write_predictions(self, reader: Reader, out: Path, keep: Sequence[str]) -> Iterator[int]:
         partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -172,8 +177,9 @@ class Run:
         try:
             for piece in reader.pieces:
                 part = self._predict_piece(reader, piece, keep)
-                writer = writer or pq.ParquetWriter(partial, part.schema)
-                writer.write_table(part)
+                with to_parquet(str(piece)):
+                    writer = writer or pq.ParquetWriter(partial, part.schema)
+                    writer.write_table(part)
                 done += part.num_rows
                 yield done
             assert writer is not None, "a reader has at least one piece"
@@ -192,26 +198,6 @@ class Run:
         for name in predicted.column_names:
             kept = kept.append_column(name, predicted[name])
         return kept
-
-
-def _as_table(table: object) -> pa.Table:
-    try:
-        return _converted(table)
-    except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
-        what = f"the table: a {type(table).__name__} cannot be read as columns: {error}"
-        raise DataError(f"{what}. Give a pyarrow Table, a data frame, or a dict of lists of one length.") from error
-
-
-def _converted(table: object) -> pa.Table:
-    if isinstance(table, pa.Table):
-        return table
-    if isinstance(table, pa.RecordBatch):
-        return pa.Table.from_batches([table])
-    if isinstance(table, Mapping):
-        return pa.table(dict(table))
-    if hasattr(table, "__arrow_c_stream__"):
-        return pa.table(table)
-    return pa.Table.from_pandas(table, preserve_index=False)
 
 
 def load(path: str | Path, checkpoint: str = "best", plugins: Sequence[str] = ()) -> Run:
@@ -302,7 +288,7 @@ def write_start(folder: Path, config: Config, encoder: Encoder) -> None:
         (folder / "versions.json").write_text(f"{text}\n")
         for name, table in encoder.tables.items():
             if isinstance(table, Vocabulary):
-                table.save(folder / "vocabulary" / f"{name}.parquet")
+                table.save(folder / "vocabulary" / f"{file_name(name)}.parquet")
 
 
 def write_results(folder: Path, results: Mapping[str, float], name: str = "results.json") -> None:

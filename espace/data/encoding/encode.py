@@ -282,12 +282,12 @@ class Encoder:
         if not rates.any() or not len(batch):
             return
         forgetful = np.flatnonzero(rates)
-        rows, drawn = (random.random((len(batch), len(forgetful))) < rates[forgetful]).nonzero()
-        columns = forgetful[drawn]
-        both = torch.from_numpy(np.stack([rows * len(rates) + columns, padding[columns]]))
-        places, paddings = sent(both, batch.ids.device)
-        old = batch.ids.take(places)
-        batch.ids.put_(places, torch.where(old < paddings + FIRST, old, paddings + UNKNOWN).int())
+        rows, found = (random.random((len(batch), len(forgetful))) < rates[forgetful]).nonzero()
+        columns = forgetful[found]
+        drawn = torch.from_numpy(np.stack([rows, columns, padding[columns]]))
+        row, column, paddings = sent(drawn, batch.ids.device)
+        old = batch.ids[row, column]
+        batch.ids[row, column] = torch.where(old < paddings + FIRST, old, paddings + UNKNOWN).int()
 
     @cached_property
     def inputs(self) -> str:
