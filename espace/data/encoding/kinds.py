@@ -56,10 +56,12 @@ class Kind:
         return cls(str(kind), str(family), frozenset(shown), str(zone) or None)
 
 
-def kind_of(kind: pa.DataType, values: pa.Array) -> Kind:
-    """The kind of a column of that type with these canonical values."""
+def kind_of(kind: pa.DataType, values: pa.Array, seen: Kind | None = None) -> Kind:
+    """The kind of a column of that type with these canonical values; that of training where any values would do."""
     kind = _plain(kind)
     family = family_of(kind)
+    if seen is not None and {seen.family, family} <= {TEXT, NUMBER}:
+        return seen
     return Kind(str(kind), family, _looks(values) if family == TEXT else frozenset([family] if family else []))
 
 

@@ -139,7 +139,7 @@ class Columns:
                 " as a sequence or a bag."
             )
         found = self._canonical(values, column)
-        return found, self._kind(column, kind_of(values.type, found), seen)
+        return found, self._kind(column, kind_of(values.type, found, seen), seen)
 
     def number_of(self, feature: Number, seen: Kind | None = None) -> tuple[NDArray[np.float64], Kind | None]:
         """A number column, (rows,) float64, NaN where missing or not finite; and what kind it is, if it is of dates."""
@@ -201,7 +201,7 @@ class Columns:
         column = column_of(feature)
         raw, lengths = self.list(column, feature.separator)
         values = self._canonical(raw, column)
-        kind = self._kind(column, kind_of(raw.type, values), seen)
+        kind = self._kind(column, kind_of(raw.type, values, seen), seen)
         weights = None
         if isinstance(feature, Bag) and feature.weights:
             weights = self._list_weights(feature.weights, feature.separator, lengths, column)

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from espace.errors import DataError
 
-_ODD = r"^$|^[\s\pZ]|[\s\pZ]$|^-?[0-9]+\.0+$|e\+[0-9]{2}$|^(True|False)$|^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ]"  # text to be looked at
+_ODD = (  # text that may not be its own spelling
+    r"^$|^[\s\pZ]|[\s\pZ]$|^-?[0-9]+\.0+$|e\+[0-9]{2}$|^(True|False)$|^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ]"
+)
 _POINT_ZERO = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0+")  # how others write a float or a decimal that is whole
 _EXPONENT = re.compile(r"-?[1-9](?:\.[0-9]+)?e\+[0-9]{2}")  # how they write one that is large
 _MOMENT = re.compile(
