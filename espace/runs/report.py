@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from espace.config import Config
 from espace.contracts import Objective
 from espace.data.auditing.scan import Scan
 from espace.model.model import Model
+from espace.runs import widths
 from espace.runs.figures import (
     Curves,
     Interval,
@@ -39,7 +41,7 @@ from espace.runs.tables import (
 if TYPE_CHECKING:
     from espace.training.narrator import Narrator
 
-_PLAIN_WIDTH = 180  # of output that goes to a file or a pipe
+_PLAIN_WIDTH = 1_000  # of output that goes to a file or a pipe, where nothing has to go for want of room
 
 
 class Report:
@@ -71,7 +73,7 @@ class Report:
         if self._reading is None:
             columns = (
                 TextColumn("reading {task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=max(10, min(40, self.console.width - 50))),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
             )
@@ -90,10 +92,13 @@ class Report:
     def audit(self, config: Config, objective: Objective, scans: Mapping[str, Scan]) -> None:
         """Rates of every stage, violations, unknown labels, and which rows feed which loss term."""
         self.done_reading()
-        self.console.print(stages_table(config, scans))
+        self._show(stages_table(config, scans), widths.LABELS)
         if config.data.split and config.data.split.by and (spans := {n: s.span for n, s in scans.items() if s.span}):
-            self.console.print(times_table(config.data.split.by, spans))
-        self.console.print(terms_table(config, objective, scans["train"]))
+            self._show(times_table(config.data.split.by, spans), widths.TIMES)
+        self._show(terms_table(config, objective, scans["train"]), widths.TERMS)
+
+    def _show(self, table: Table, needed: Sequence[str]) -> None:
+        self.console.print(widths.fitted(table, self.console.width, needed))
 
     def start(self, config: Config, model: Model, folder: Path, precision: str) -> None:
         """What is about to be trained, and where it goes."""
@@ -117,9 +122,10 @@ class Report:
     def results(self, config: Config, part: str, metrics: Mapping[str, float]) -> None:
         """One row per probability, each judged in its own space, and per truth; then what looks wrong."""
         truths = truths_of(config)
-        self.console.print(results_table(config, part, metrics, {f"{p}{v}" for p in truths for v in OF_TRUTH}))
+        elsewhere = {f"{p}{v}" for p in truths for v in OF_TRUTH}
+        self._show(results_table(config, part, metrics, elsewhere), widths.RESULTS)
         if truths:
-            self.console.print(truths_table(config, part, metrics, truths))
+            self._show(truths_table(config, part, metrics, truths), widths.TRUTHS)
         for line in suspicious(config, metrics):
             self.warn(f"{part}: {line}")
 
