@@ -37,6 +37,7 @@ from espace.runs.tables import (
     truths_of,
     truths_table,
 )
+from espace.training.bars import shows_bars
 
 if TYPE_CHECKING:
     from espace.training.narrator import Narrator
@@ -68,7 +69,7 @@ class Report:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """The bar of the pass over the data."""
-        if self.quiet or not self.console.is_terminal:
+        if self.quiet or not shows_bars(self.console):
             return
         if self._reading is None:
             columns = (
@@ -89,13 +90,16 @@ class Report:
             self._reading.stop()
         self._reading, self._bars = None, {}
 
-    def audit(self, config: Config, objective: Objective, scans: Mapping[str, Scan]) -> None:
-        """Rates of every stage, violations, unknown labels, and which rows feed which loss term."""
+    def audit(self, config: Config, objective: Objective, scans: Mapping[str, Scan]) -> list[Table]:
+        """Rates of every stage, violations, unknown labels, times, and which rows feed which loss term."""
         self.done_reading()
-        self._show(stages_table(config, scans), widths.LABELS)
+        tables: dict[tuple[str, ...], Table] = {widths.LABELS: stages_table(config, scans)}
         if config.data.split and config.data.split.by and (spans := {n: s.span for n, s in scans.items() if s.span}):
-            self._show(times_table(config.data.split.by, spans), widths.TIMES)
-        self._show(terms_table(config, objective, scans["train"]), widths.TERMS)
+            tables[widths.TIMES] = times_table(config.data.split.by, spans)
+        tables[widths.TERMS] = terms_table(config, objective, scans["train"])
+        for needed, table in tables.items():
+            self._show(table, needed)
+        return [*tables.values()]
 
     def _show(self, table: Table, needed: Sequence[str]) -> None:
         self.console.print(widths.fitted(table, self.console.width, needed))

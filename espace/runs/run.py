@@ -31,12 +31,13 @@ from espace.model.model import Model
 from espace.registry.registry import Registry
 from espace.registry.registry import load as load_plugins
 from espace.runs.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
+from espace.runs.html import html_of_run, results_in
 from espace.runs.passing import check_columns, passed_on
 from espace.training.checkpoint import read_checkpoint
 from espace.training.optim import settle
 from espace.training.precision import autocast, default_precision
 
-PACKAGES = (
+PACKAGES = [
     "espace",
     "torch",
     "pytorch-lightning",
@@ -46,8 +47,7 @@ PACKAGES = (
     "pyarrow",
     "numpy",
     "pydantic",
-)
-_READ = "which the model reads"
+]
 
 
 def artefact_of(config: Config, encoder: Encoder) -> dict[str, object]:
@@ -95,6 +95,20 @@ class Run:
         self.folder = folder
         self.scores = scores_of(config)
 
+    @property
+    def results(self) -> dict[str, float | None]:
+        """results.json: `{"test/click/auc": 0.72}`, None where undefined; nothing before a run is finished."""
+        return results_in(self.folder)
+
+    def evaluate(self, split: str = "test", overrides: Sequence[str] = ()) -> dict[str, float]:
+        """`{"click/auc": 0.72}`, as `espace evaluate` finds. Raises ConfigError, DataError and NonFiniteError."""
+        from espace.runs.evaluating import evaluate_run  # here, since it needs this module
+
+        return evaluate_run(self, configuration.override(self.config, overrides, self.registry), split).metrics
+
+    def _repr_html_(self) -> str:
+        return html_of_run(self.config, self.folder)
+
     @torch.no_grad()
     def forward(self, batch: Batch) -> Probabilities:
         """Every probability of a batch, on its device, in the precision of training."""
@@ -119,7 +133,7 @@ class Run:
 
     def _check_input(self, where: str, found: Sequence[str], apart: Mapping[str, str] | None = None) -> None:
         """Raise DataError naming every column that the model or a score reads and the input lacks."""
-        check_columns(where, self.encoder.columns(labels=False), found, _READ, apart)
+        check_columns(where, self.encoder.columns(labels=False), found, "which the model reads", apart)
         for name, score in self.scores.items():
             check_columns(where, score.columns, found, f"which scores.{name} reads", apart)
 

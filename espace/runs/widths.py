@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from rich.console import Console
 from rich.table import Table
@@ -30,10 +31,11 @@ _PAPER = Console(width=100_000)  # on which nothing is wrapped
 
 
 def fitted(table: Table, width: int, needed: Sequence[str]) -> Table:
-    """The table, less the columns that do not fit into `width`, the least needed first; its caption names these.
+    """A copy of the table, less the columns that do not fit into `width`, the least needed first; its caption names these.
 
     needed: headers, the most needed first. The first two stay in any case.
     """
+    table = copy(table)
     ranks = {name: place for place, name in enumerate(needed)}
     by_need = sorted(table.columns, key=lambda column: ranks.get(str(column.header), len(needed)))
     gone = []

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from espace.training.bars import shows_bars
 from espace.training.lightning import Training
 
 _REFRESH = 20  # steps
@@ -30,7 +31,7 @@ class Narrator(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         """Begin."""
         self._since, self._rows = time.monotonic(), 0
-        if self.console.is_terminal and not self.quiet and trainer.is_global_zero:
+        if shows_bars(self.console) and not self.quiet and trainer.is_global_zero:
             total = trainer.estimated_stepping_batches
             rest = self.console.width - len("training ") - 2 * len(str(total)) - len(" / 0:00:00  ")
             bar = max(_LEAST_BAR, min(_BAR, rest // 2))
