@@ -31,7 +31,7 @@ _PAPER = Console(width=100_000)  # on which nothing is wrapped
 
 
 def fitted(table: Table, width: int, needed: Sequence[str]) -> Table:
-    """A copy of the table, less the columns that do not fit into `width`, the least needed first; its caption names these.
+    """A copy of the table, less the columns that do not fit into `width`, the least needed first, which its caption names.
 
     needed: headers, the most needed first. The first two stay in any case.
     """
