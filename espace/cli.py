@@ -189,9 +189,10 @@ def predict(
 
 def _reader(kind: str, data: str, config: Config, registry: Registry) -> Reader:
     """A reader of rows to predict, with the options of the configuration if they are of its kind."""
+    from espace.runs.opening import open_reader
+
     options = config.data.options if config.data.type == kind else {}
-    reader: Reader = registry.get("readers", kind).factory(data, "predict", **options)
-    return reader
+    return open_reader(config, registry, data, "predict", kind, options)
 
 
 def _predict(run: Run, source: Reader, out: Path, keep: list[str] | None, quiet: bool) -> None:

@@ -245,10 +245,10 @@ class ValueMetric(Protocol):
 
 
 class Reader(Protocol):
-    """Tables, piece by piece. Built as `factory(source, split, *, options)`, by `register_readers`.
+    """Tables, piece by piece. Built as `factory(source, split[, text], *, options)`, by `register_readers`.
 
-    source: what the YAML says under `train`, `validation` or `test`; split: which of these, or `predict`. It can be
-    pickled.
+    source: what the YAML says under `train`, `validation` or `test`; split: which of these, or `predict`; text: the
+    columns that hold categories or lists: where types have to be guessed, these are text. It can be pickled.
     """
 
     @property

@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 from espace.chain.chain import Chain
+from espace.chain.grammar import Transition
+
+
+def counted(chain: Chain) -> tuple[str, ...]:
+    """What rows can count for, in the order of the columns of `Labels.counts`: every probability and expectation of the
+    chain by its name, then every transition with several outcomes."""
+    return (*chain.addresses, *chain.expectations, *(t.name for t in chain.transitions if len(t.outcomes) > 1))
 
 
 class Labels:
@@ -19,13 +26,19 @@ class Labels:
         values: (rows, stages but the root) int8 with -1 for unknown, in the order of `chain.stages[1:]`.
         amounts: (rows, values of the chain) float32, in the order of `chain.values`, NaN where the parent did not
             happen or the amount is not known; all are unknown where none are given.
+        counts: (rows, names in `counted`) float32, for how many rows each row stands in what is judged under that name:
+            0 where it is left out, more than 1 where known rows stand for unknown ones. Without columns every row
+            counts once where its label is known.
     """
 
-    def __init__(self, chain: Chain, values: Tensor, amounts: Tensor | None = None) -> None:
+    def __init__(
+        self, chain: Chain, values: Tensor, amounts: Tensor | None = None, counts: Tensor | None = None
+    ) -> None:
         self.chain = chain
         self.values = values
         nothing = torch.full((len(values), len(chain.values)), torch.nan, device=values.device)
         self.amounts = nothing if amounts is None else amounts
+        self.counts = counts if counts is not None and counts.shape[1] else None
 
     def of(self, stage: str) -> Tensor:
         """The raw label of a stage: (rows,) int8, 1, 0, -1 or -2; all 1 for the root. Raises ChainError if unknown."""
@@ -38,9 +51,32 @@ class Labels:
         """1.0 where the stage is known to have happened, else 0.0: (rows,) float32."""
         return (self.of(stage) == 1).float()
 
-    def known(self, stage: str) -> Tensor:
-        """1.0 where the label is known, else 0.0: (rows,) float32."""
-        return (self.of(stage) >= 0).float()
+    def known(self, name: str, given: str | None = None) -> Tensor:
+        """For how many rows each row stands where `name`, a stage or a value, is judged: (rows,) float32.
+
+        1 where it is known; 0 where it is not, or where it only follows from others that are; more than 1 where known
+        rows stand for unknown ones. Judged are all rows, or with `given`, a parent, those in which that happened. An
+        objective multiplies by it, and is then right on average whatever is not known. Raises ChainError for an unknown
+        name.
+        """
+        whole = given is None or given == self.chain.root
+        inside = 1.0 if given is None else self.happened(given)
+        if self.counts is not None:
+            place = counted(self.chain).index(name if whole else f"{name}_given_{given}")
+            known = True if name in self.chain.expectations else self.of(name) >= 0  # a sampler may make it unknown
+            return self.counts[:, place] * inside * known
+        if name in self.chain.expectations:
+            return (~self.amount(name, given).isnan()).float() * inside
+        return (self.of(name) >= 0).float() * inside
+
+    def known_class(self, transition: Transition) -> Tensor:
+        """As `known`, of a whole transition: rows whose parent happened and of whose outcomes one is known, (rows,)."""
+        if len(transition.outcomes) == 1:
+            return self.known(transition.outcomes[0], transition.parent)
+        known = torch.stack([self.of(o) >= 0 for o in transition.outcomes]).any(0).float()
+        if self.counts is not None:
+            return self.counts[:, counted(self.chain).index(transition.name)] * known
+        return known * self.happened(transition.parent)
 
     def added(self, stage: str) -> Tensor:
         """1.0 where a sampler made the row a negative of the stage given its parent, else 0.0: (rows,) float32."""

@@ -172,7 +172,7 @@ class Probabilities:
         self.chain.check(start)
         if not self.chain.leads(start, stage):
             raise ChainError(
-                f"P({stage} given {start}): '{start}' does not come before '{stage}' in this chain. "
+                f"P({stage} given {start}): '{start}' does not come before '{stage}' in this chain."
                 f" Its earlier stages are {', '.join(sorted(self.chain.ancestors(stage))) or 'none'}."
             )
         return start

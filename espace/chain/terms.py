@@ -54,11 +54,11 @@ class ValueTerms:
         )
 
     def __call__(self, p: Probabilities, labels: Labels) -> dict[str, tuple[Tensor, Tensor]]:
-        """{term: (loss of each row (batch,), 1 where the row counts in the divisor (batch,))}."""
+        """{term: (loss of each row (batch,), how much the row counts in the divisor (batch,))}."""
         found = {}
         for name, value in self._values.items():
             observed = labels.amount(value.amount, given=value.parent)
-            known = (~observed.isnan()).float()
+            known = labels.known(value.amount, value.parent)
             rows = known if self.divide_by == "rows" else torch.ones_like(known)
-            found[name] = (-p.log_density(value.amount, observed), rows)
+            found[name] = (-p.log_density(value.amount, observed) * known, rows)
         return found

@@ -84,13 +84,23 @@ def judge_columns(config: Config, registry: Registry, columns: Mapping[str, str]
     extras = extras_of(config) | dict.fromkeys(columns.values(), "probability")
     part = open_parts(config, registry, ["test"])["test"]
     encoder = Encoder(
-        [], chain, labels, dim=1, weight=data.weight, extras=extras, policy=data.violations, tables={}, numbers={}
+        [],
+        chain,
+        labels,
+        dim=1,
+        weight=data.weight,
+        extras=extras,
+        policy=data.violations,
+        known_by=data.known_by,
+        tables={},
+        numbers={},
     )
-    task = Task([], chain, labels, data.violations, data.weight, extras)
+    task = Task([], chain, labels, data.violations, data.weight, extras, known_by=data.known_by)
     scan = scan_other(task, part, encoder, lambda what, done, total: None)
     if problems := audit.errors(part, scan, chain, labels, data.violations, (), {}):
         raise DataError("\n".join(problems))
     weighting = build_weighting(config, registry, build_objective(config, registry))
     run = _Run(registry, FromColumns(chain, columns), weighting)
+    encoder = encoder.counting(scan.tally.known.counts(chain))
     stream = Stream(part, encoder, Plan(scan.counts, rows_at_once(config), 0, False, 0))
     return evaluate(config, run, stream, see=see)

@@ -148,7 +148,7 @@ class _Kept:
 
     def see(self, p: Probabilities, batch: Batch) -> None:
         """Add the rows of a batch."""
-        labels = Labels(p.chain, batch.labels, batch.amounts)
+        labels = Labels(p.chain, batch.labels, batch.amounts, batch.counts)
         found: dict[str, Tensor] = {}
         for name, space in self.spaces.items():
             rows = scored(p, batch, labels, *space)
@@ -159,7 +159,7 @@ class _Kept:
             stage, given = p.chain.addresses[name]
             found[f"all rows/{name}"] = p.log_prob(stage, given).float()
             found |= {f"all rows/labels/{s}": labels.of(s) for s in (stage, given) if s is not None}
-            found["all rows/weights"] = batch.weights
+            found["all rows/weights"] = batch.weights * labels.known(stage)
         self._found.append(found)
 
     def columns(self) -> dict[str, Column]:

@@ -15,7 +15,7 @@ from espace.errors import ChainError, did_you_mean
 
 def problems(config: Fields, broken: Collection[Key]) -> list[Problem]:
     """Everything that contradicts itself; keys in `broken` have problems of their own and are not judged again."""
-    found = [*_columns(config), *_shares(config), *scorecheck.syntax(config)]
+    found = [*_columns(config), *_shares(config), *_parts(config), *scorecheck.syntax(config)]
     found += [] if _within(broken, ("data", "split")) else _split(config)
     if not (config.features or _within(broken, ("features",))):
         found.append(Problem(("features",), "there is none. Name at least one, as in user_id: id."))
@@ -202,6 +202,19 @@ def _split(config: Fields) -> Iterator[Problem]:
         yield Problem(key, "it is not complete. Write share: 0.1, or by: a column and train_until: a value of it.")
     elif split.test_until is not None and split.validation_until is None:
         yield Problem(key, "test_until needs validation_until, from where on rows are tested on. Add it.")
+
+
+def _parts(config: Fields) -> Iterator[Problem]:
+    """`at` belongs to `part: age`, and to nothing else."""
+    for name, feature in config.features.items():
+        part, at = (feature.options.get(option) for option in ("part", "at"))
+        if part == "age" and at is None:
+            what = "an age is counted at a day or at that of a column. Write at: 2024-01-31, or at: the column."
+            yield Problem(("features", name, "part"), what)
+        elif part != "age" and at is not None:
+            yield Problem(
+                ("features", name, "at"), "only an age is counted at something. Write part: age, or remove it."
+            )
 
 
 def _shares(config: Fields) -> Iterator[Problem]:

@@ -103,6 +103,7 @@ class Data(Section):
     split: Split | None = None
     share: Annotated[float, Gt(0), Le(1)] = 1.0
     weight: str | None = None
+    known_by: str | None = None
     batch_size: Count = 1024
     shuffle: bool = True
     shuffle_rows: Count = 262_144

@@ -68,6 +68,8 @@ class Batch:
     extras: other columns by name, (rows,), for metrics: groups, potential outcomes.
     amounts: (rows, values of the chain) float32, NaN where the parent did not happen or it is not known; none if not
     given.
+    counts: (rows, names in `espace.chain.labels.counted`) float32, for how many rows each row stands, see `Labels`; none
+    where every row counts once in what it has a label for.
     """
 
     ids: Tensor
@@ -77,10 +79,13 @@ class Batch:
     weights: Tensor
     extras: Mapping[str, Tensor]
     amounts: Tensor = _NONE
+    counts: Tensor = _NONE
 
     def __post_init__(self) -> None:
         if self.amounts is _NONE:
             self.amounts = self.weights.new_empty(len(self.weights), 0)
+        if self.counts is _NONE:
+            self.counts = self.weights.new_empty(len(self.weights), 0)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -95,6 +100,7 @@ class Batch:
             _take(self.weights, rows),
             {name: _take(column, rows) for name, column in self.extras.items()},
             _take(self.amounts, rows),
+            _take(self.counts, rows),
         )
 
     def weighted(self, weights: Tensor) -> Batch:
@@ -111,6 +117,7 @@ class Batch:
             change(self.weights),
             {name: change(column) for name, column in self.extras.items()},
             change(self.amounts),
+            change(self.counts),
         )
 
     def tensors(self) -> list[Tensor]:
@@ -142,6 +149,7 @@ class Batch:
             _cat([p.weights for p in parts], pinned),
             {name: _cat([p.extras[name] for p in parts], pinned) for name in first.extras},
             _cat([p.amounts for p in parts], pinned),
+            _cat([p.counts for p in parts], pinned),
         )
 
 

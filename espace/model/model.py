@@ -49,8 +49,6 @@ class Model(nn.Module):
         kinds: `{transition: stage kind}` of those that are not the sigmoid, or softmax, of their logits, and of every
             value.
         joint: stages whose head gives P(stage) over all impressions instead of P(stage given parent).
-        rates: `{transition: how often a sampler uses rows of each class}`; in eval mode probabilities are those without
-            it.
 
     Attributes: `gates`, those of `sharing` that have something to weigh.
     """
@@ -64,12 +62,9 @@ class Model(nn.Module):
         link: nn.Module,
         kinds: Mapping[str, nn.Module] | None = None,
         joint: Collection[str] = (),
-        rates: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         self.chain = chain
-        self._rates = dict(rates or {})
-        self._correction = {name: [1 / rate for rate in found] for name, found in self._rates.items()}
         self.joint = frozenset(joint)
         self.embeddings = nn.ModuleDict(embeddings)
         self.sharing = sharing
@@ -101,8 +96,7 @@ class Model(nn.Module):
             next(iter(linked.values())).device.type, enabled=False
         ):  # a bfloat16 logit knows few numbers
             logits = {name: _widened(self._head(name), linked[name]) for name in self.heads}
-        p = Probabilities(self.chain, logits, self._kinds, self.joint)
-        return p.reweighted(self._correction) if self._correction and not self.training else p
+        return Probabilities(self.chain, logits, self._kinds, self.joint)
 
     def auxiliary_loss(self) -> Tensor | None:
         """What towers ask to be added to the loss of the batch just seen, (); None where none of them does."""
@@ -141,7 +135,7 @@ class Model(nn.Module):
         happened, or among all where the head is joint; amounts: `{value: mean, variance and share of zeros}` where its
         parent happened.
         """
-        for name, counts in _after_sampling(self.chain, outcomes, self._rates).items():
+        for name, counts in outcomes.items():
             *named, nothing = counts
             kind = of_stage(self._kinds.get(name))
             if kind is None:
@@ -160,18 +154,6 @@ class Model(nn.Module):
         head = self.heads[name]
         assert isinstance(head, nn.Linear), "as built"
         return head
-
-
-def _after_sampling(
-    chain: Chain, outcomes: Mapping[str, Sequence[float]], rates: Mapping[str, Sequence[float]]
-) -> dict[str, Sequence[float]]:
-    """The counts of `Model.start_at` as they are, on average, in rows that were sampled with these rates."""
-    found, used = dict(outcomes), dict.fromkeys(chain.stages, 1.0)  # how often a row of a stage is used
-    for t in reversed(chain.transitions if rates else ()):
-        counts, each = outcomes[t.name], rates.get(t.name, [1.0] * len(t.classes))
-        found[t.name] = [n * rate * used.get(c or "", 1.0) for n, rate, c in zip(counts, each, t.classes, strict=True)]
-        used[t.parent] *= sum(found[t.name]) / sum(counts) if any(counts) else 1.0
-    return found
 
 
 def _asks(module: nn.Module) -> TypeGuard[Asking]:

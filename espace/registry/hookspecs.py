@@ -89,4 +89,4 @@ def register_metrics(register: Register[Metric | ValueMetric]) -> None:
 
 @hookspec
 def register_readers(register: Register[Reader]) -> None:
-    """Add readers, built as `factory(source, split, *, options)`, which give tables piece by piece."""
+    """Add readers, built as `factory(source, split[, text], *, options)`, which give tables piece by piece."""

@@ -16,8 +16,9 @@ from espace.chain.scores import Score, parse, predictions
 from espace.chain.spaces import Space, spaces
 from espace.config import Component, Config
 from espace.contracts import Link, Objective, Sampler, ScoredSampler, Sharing, StageKind, Tower, ValueKind
-from espace.data.encoding.columns import FEATURE_TYPES, Feature, Sequence, is_categorical
+from espace.data.encoding.columns import FEATURE_TYPES, Feature, Sequence, columns_as_text, is_categorical
 from espace.data.encoding.encode import Encoder, Layout, NumberStats
+from espace.data.encoding.kinds import Kind
 from espace.data.encoding.table import Extra
 from espace.data.encoding.vocabulary import Vocabulary
 from espace.errors import ConfigError, EspaceError
@@ -87,11 +88,10 @@ def build_model(config: Config, registry: Registry, layout: Layout, drawn: bool 
         embedding.widen()
     widths = {name: tower.out_features for name, tower in towers.items()}
     link: Link = make(registry, "links", config.link, chain, widths, where="link")
-    rates = rates_of(build_sampler(config, registry))
     stages, values = _kinds(config, registry, chain)
     kinds = {name: _module(kind) for name, kind in (*stages.items(), *values.items())}
     trained = (_module(sharing), {name: _module(tower) for name, tower in towers.items()}, _module(link))
-    model = Model(chain, embeddings, *trained, kinds, joint_of(config), rates)
+    model = Model(chain, embeddings, *trained, kinds, joint_of(config))
     if config.link.type == "none":
         model.pass_on({t.name: getattr(towers[t.name], "logits", 0) for t in chain.transitions})
     return model
@@ -237,22 +237,7 @@ def build_sampler(config: Config, registry: Registry) -> Sampler | ScoredSampler
             f" {config.objective.type} judges marginals too, so that the product would no longer be the marginal. Set"
             f" objective: {' or '.join(objectives)}."
         )
-    if rates_of(sampler) and joint_of(config):
-        raise ConfigError(
-            f"sampler: predictions are corrected for {config.sampler.type} along the chain, but the head of"
-            f" {min(joint_of(config))} is joint, so it need not follow it. Set its head: conditional, or sampler: none."
-        )
     return sampler
-
-
-def rates_of(sampler: Sampler | ScoredSampler | None) -> dict[str, list[float]]:
-    """`{transition: how often rows are used that take each of its classes}`, where the sampler says so.
-
-    The weights of a row add up to its own weight times the product along its path, on average, up to a factor that all
-    rows have in common.
-    """
-    found: dict[str, list[float]] = getattr(sampler, "rates", dict)()
-    return found
 
 
 def sampling_of(config: Config, registry: Registry) -> str | None:
@@ -260,17 +245,8 @@ def sampling_of(config: Config, registry: Registry) -> str | None:
     sampler = build_sampler(config, registry)
     if sampler is None:
         return None
-    chain, rates = chain_of(config), rates_of(sampler)
-    shifts = [
-        f"log {rates[t.name][-1] / rate:g} in the logit of {o if t.parent == chain.root else f'{o}_given_{t.parent}'}"
-        for t in chain.transitions
-        for o, rate in zip(t.outcomes, rates.get(t.name, ()), strict=False)
-        if rate != rates[t.name][-1]
-    ]
-    deep = any(t.parent != chain.root for t in chain.transitions if t.name in rates)
-    rest = ", and row by row in the logits before it" if deep else ""
-    told = f"; predictions are corrected by {' and '.join(shifts)}{rest}" if shifts else ""
-    return f"sampler: {getattr(sampler, 'effect', f'{config.sampler.type} chooses the rows')}{told}."
+    counts = "; each counts with the inverse of its rate" if getattr(sampler, "rates", dict)() else ""
+    return f"sampler: {getattr(sampler, 'effect', f'{config.sampler.type} chooses the rows')}{counts}."
 
 
 def spaces_of(config: Config) -> dict[str, Space]:
@@ -283,6 +259,7 @@ def build_encoder(
     tables: Mapping[str, Vocabulary | int],
     numbers: Mapping[str, NumberStats],
     limits: Mapping[str, tuple[float, float]] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> Encoder:
     """The encoder, from what was learnt of the data; `limits` of values, where labels will be encoded."""
     return Encoder(
@@ -294,8 +271,10 @@ def build_encoder(
         extras=extras_of(config),
         policy=config.data.violations,
         limits=limits,
+        known_by=config.data.known_by,
         tables=tables,
         numbers=numbers,
+        kinds=kinds,
     )
 
 
@@ -315,6 +294,13 @@ def extras_of(config: Config) -> dict[str, Extra]:
     found: dict[str, Extra] = dict.fromkeys(keys, "key")
     found |= dict.fromkeys(config.data.potential.values(), "value")
     return found | dict.fromkeys(truths, "probability")
+
+
+def text_of(config: Config) -> list[str]:
+    """The columns of categories and lists, in which text is to stay text: all but that by which rows are split."""
+    keys = [column for column, kind in extras_of(config).items() if kind == "key"]
+    by = None if config.data.split is None else config.data.split.by
+    return [column for column in dict.fromkeys([*columns_as_text(features_of(config)), *keys]) if column != by]
 
 
 def layout_without_data(config: Config) -> Layout:

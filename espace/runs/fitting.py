@@ -130,7 +130,7 @@ class Fitting:
         data = self.config.data
         plan = self.prepared.plan(self.config)
         sampler = build_sampler(self.config, self.registry)
-        part, encoder = self.prepared.parts["train"], self.prepared.encoder.without_extras()
+        part, encoder = self.prepared.parts["train"], self.prepared.encoder_of("train").without_extras()
         train = Stream(part, encoder, plan, training=True, workers=data.workers, keep=data.keep_encoded)
         train = replace(train, sampling=sampler, scoring=self.prepared.scoring)
         return DataModule(train, self.prepared.stream(self.config, "validation") if monitored else None)

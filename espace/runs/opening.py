@@ -13,7 +13,7 @@ from espace.config import Config
 from espace.contracts import Reader
 from espace.data.auditing import audit
 from espace.data.auditing.scan import Scan, Task, scan_other, scan_training
-from espace.data.encoding.columns import Bag, column_of
+from espace.data.encoding.columns import Bag, column_of, columns_of
 from espace.data.encoding.encode import Encoder
 from espace.data.encoding.labels import Limits
 from espace.data.encoding.table import Problems
@@ -23,6 +23,7 @@ from espace.data.reading.times import Clock, overlaps
 from espace.data.stream.stream import Plan, Scoring, Stream
 from espace.errors import ConfigError, DataError, did_you_mean
 from espace.registry.registry import Registry
+from espace.registry.signature import accepts
 from espace.runs.build import (
     build_encoder,
     build_objective,
@@ -35,6 +36,7 @@ from espace.runs.build import (
     rows_at_once,
     sampling_of,
     scores_of,
+    text_of,
 )
 from espace.runs.html import html_of
 from espace.runs.report import Report
@@ -69,7 +71,12 @@ class Prepared:
     def stream(self, config: Config, name: str) -> Stream:
         """The batches of a part in the order of the file, for evaluation."""
         plan = Plan(self.scans[name].counts, rows_at_once(config), 0, False, 0)
-        return Stream(self.parts[name], self.encoder, plan, workers=config.data.workers, keep=config.data.keep_encoded)
+        data = config.data
+        return Stream(self.parts[name], self.encoder_of(name), plan, workers=data.workers, keep=data.keep_encoded)
+
+    def encoder_of(self, name: str) -> Encoder:
+        """The encoder of a part, in which the share of known labels is that part's."""
+        return self.encoder.counting(self.scans[name].tally.known.counts(self.encoder.chain))
 
 
 def prepare(config: Config, registry: Registry, report: Report) -> Prepared:
@@ -78,7 +85,7 @@ def prepare(config: Config, registry: Registry, report: Report) -> Prepared:
     scorer = _scorer(config, registry)
     task = task_of(config, registry)
     scan, (tables, numbers) = scan_training(replace(task, extras={}), parts["train"], report.progress)
-    encoder = build_encoder(config, tables, numbers, task.limits)
+    encoder = build_encoder(config, tables, numbers, task.limits, scan.kinds)
     scoring = None if scorer is None else _scoring(*scorer, encoder)
     scans = {"train": scan}
     for name in parts:
@@ -152,8 +159,8 @@ def task_of(config: Config, registry: Registry) -> Task:
     """What a pass over the data looks for."""
     data = config.data
     chain, limits = chain_of(config), limits_of(config, registry)
-    labels, extras = labels_of(config), extras_of(config)
-    return Task(features_of(config), chain, labels, data.violations, data.weight, extras, limits, clock_of(config))
+    columns = (features_of(config), chain, labels_of(config), data.violations, data.weight, extras_of(config))
+    return Task(*columns, limits, data.known_by, clock_of(config))
 
 
 def clock_of(config: Config) -> Clock | None:
@@ -190,9 +197,21 @@ def open_parts(
     return parts
 
 
-def open_reader(config: Config, registry: Registry, source: object, split: str) -> Reader:
-    """A reader of the kind that the YAML names."""
-    reader: Reader = registry.get("readers", config.data.type).factory(source, split, **config.data.options)
+def open_reader(
+    config: Config,
+    registry: Registry,
+    source: object,
+    split: str,
+    kind: str | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Reader:
+    """A reader of the kind that the YAML names, with its options, unless others are given.
+
+    One with a third parameter is told which columns hold categories or lists.
+    """
+    factory = registry.get("readers", kind or config.data.type).factory
+    given = (source, split, text_of(config)) if accepts(factory, 3) else (source, split)
+    reader: Reader = factory(*given, **(config.data.options if options is None else options))
     return reader
 
 
@@ -235,7 +254,9 @@ def _wanted_columns(config: Config, part: Part, judged: bool) -> dict[str, str]:
     """{place in the YAML: the column it names}."""
     features = features_of(config)
     wanted = {f"features.{f.name}": column_of(f) for f in features}
-    wanted |= {f"features.{f.name}.weights": f.weights for f in features if isinstance(f, Bag) and f.weights}
+    for f in features:
+        option = "weights" if isinstance(f, Bag) else "at"
+        wanted |= {f"features.{f.name}.{option}": column for column in columns_of(f)[1:]}
     wanted |= {f"labels.{stage}": column for stage, column in labels_of(config).items()}
     if judged:
         wanted |= {f"data.potential.{n}": c for n, c in config.data.potential.items()}
@@ -246,8 +267,8 @@ def _wanted_columns(config: Config, part: Part, judged: bool) -> dict[str, str]:
         and (part.keep.columns or part.name == "train")
     ):
         wanted["data.split.by"] = config.data.split.by
-    if config.data.weight:
-        wanted["data.weight"] = config.data.weight
+    for key, column in (("weight", config.data.weight), ("known_by", config.data.known_by)):
+        wanted |= {f"data.{key}": column} if column else {}
     return wanted
 
 

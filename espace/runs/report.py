@@ -29,6 +29,7 @@ from espace.runs.figures import (
 )
 from espace.runs.tables import (
     OF_TRUTH,
+    lists_table,
     results_table,
     stages_table,
     suspicious,
@@ -97,6 +98,8 @@ class Report:
         if config.data.split and config.data.split.by and (spans := {n: s.span for n, s in scans.items() if s.span}):
             tables[widths.TIMES] = times_table(config.data.split.by, spans)
         tables[widths.TERMS] = terms_table(config, objective, scans["train"])
+        if scans["train"].lists:
+            tables[widths.LISTS] = lists_table(scans["train"])
         for needed, table in tables.items():
             self._show(table, needed)
         return [*tables.values()]

@@ -22,7 +22,7 @@ from espace.chain.scores import Numbers, predictions
 from espace.config import Config
 from espace.contracts import Reader
 from espace.data.batch import Batch
-from espace.data.encoding.encode import Encoder, learnt_from_state
+from espace.data.encoding.encode import Encoder, kinds_from_state, learnt_from_state
 from espace.data.encoding.table import Columns
 from espace.data.encoding.vocabulary import Vocabulary
 from espace.data.reading.readers import Piece, apart
@@ -258,8 +258,9 @@ def load(path: str | Path, checkpoint: str = "best", plugins: Sequence[str] = ()
     values = artefact["config"]
     registry = load_plugins([*values.get("plugins", []), *plugins])
     config = Config.from_dict(values, registry)
-    tables, numbers = learnt_from_state(_arrays(artefact["encoder"]))
-    encoder = build_encoder(config, tables, numbers)
+    learnt = _arrays(artefact["encoder"])
+    tables, numbers = learnt_from_state(learnt)
+    encoder = build_encoder(config, tables, numbers, kinds=kinds_from_state(learnt))
     model = build_model(config, registry, encoder.layout, drawn=False)
     weighting = build_weighting(config, registry, build_objective(config, registry))
     try:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from rich.box import SIMPLE
 from rich.table import Table
 
+from espace.chain.chain import Chain
 from espace.chain.grammar import Value
+from espace.chain.terms import Term
 from espace.config import Config
 from espace.contracts import Objective
 from espace.data.auditing.scan import Scan
 from espace.data.auditing.tally import Tally
+from espace.data.encoding.known import ANY
 from espace.data.reading.times import Span
 from espace.runs.build import chain_of, labels_of, spaces_of, term_weights
 
@@ -28,6 +31,8 @@ _COLUMNS = {
     "gini": "Gini",
 }
 
+
+_SHOWN = 24  # letters of a value
 
 OF_TRUTH = {"rank_correlation": "rank corr.", "predicted_over_true": "pred./true", "rmse": "RMSE"}
 
@@ -49,23 +54,27 @@ def stages_table(config: Config, scans: Mapping[str, Scan]) -> Table:
         table.add_row(
             part, chain.root, "", f"{scan.tally.rows:,}", f"{scan.tally.rows:,}", "", "", "", "", style="bold"
         )
-        for stage, tally in scan.tally.stages.items():
-            label = labels.get(stage, "(else)")
-            broken = scan.tally.violations.get(stage, 0)
-            rates = (_percent(tally.positives, tally.known), _percent(tally.positives, tally.reached))
-            table.add_row(
-                "",
-                stage,
-                label,
-                f"{tally.known:,}",
-                f"{tally.positives:,}",
-                *rates,
-                f"{tally.unknown:,}",
-                f"{broken:,}",
-            )
+        for stage in scan.tally.stages:
+            for cells in _stage_cells(chain, stage, labels.get(stage, "(else)"), scan.tally):
+                table.add_row("", *cells)
         for value in chain.values:
             table.add_row("", *_amount_cells(value, labels[value.amount], scan.tally))
     return table
+
+
+def _stage_cells(chain: Chain, stage: str, label: str, tally: Tally) -> Iterator[list[str]]:
+    """The line of a stage in the table of labels, and where it has several parents one for each."""
+    found, broken, arrivals = tally.stages[stage], tally.violations.get(stage, 0), chain.arrivals(stage)
+    given = [_share(tally.known.rate(stage, t.name)) for t in arrivals]
+    whole = [f"{found.known:,}", f"{found.positives:,}", _share(tally.rate(chain, stage))]
+    yield [stage, label, *whole, given[0] if len(given) == 1 else "", f"{found.unknown:,}", f"{broken:,}"]
+    for t, rate in zip(arrivals, given, strict=True) if len(given) > 1 else ():
+        counts = (int(n[stage, t.name].sum()) for n in (tally.known.known, tally.known.happened))
+        yield [f"  given {t.parent}", "", *(f"{n:,}" for n in counts), "", rate, "", ""]
+
+
+def _share(rate: float) -> str:
+    return "-" if math.isnan(rate) else f"{rate:.3%}"
 
 
 def _amount_cells(value: Value, label: str, tally: Tally) -> list[str]:
@@ -86,11 +95,22 @@ def terms_table(config: Config, objective: Objective, scan: Scan) -> Table:
         if term.stages[0] in scan.tally.amounts:
             rows, positives = scan.tally.amounts[term.stages[0]].known, ""
         else:
-            tallies = [scan.tally.stages[s] for s in term.stages]
-            rows = tallies[0].known if term.given is None else tallies[0].reached
-            positives = f"{sum(t.positives for t in tallies):,}"
+            rows, found = _term_rows(chain_of(config), term, scan.tally)
+            positives = f"{found:,}"
         table.add_row(name, term.rows, f"{rows:,}", positives, term.divisor, f"{weights[name]:g}")
     return table
+
+
+def _term_rows(chain: Chain, term: Term, tally: Tally) -> tuple[int, int]:
+    """Rows that a term of stages judges, and positives among them."""
+    known, stages = tally.known, [s for s in term.stages if s in tally.stages]
+    arrivals = [(s, t) for s in stages for t in chain.arrivals(s) if term.given in (None, t.parent)]
+    positives = sum(int(known.happened[s, t.name].sum()) for s, t in arrivals)
+    if term.given is None and known.at_random(chain, stages[0]):
+        return tally.stages[stages[0]].read, sum(tally.stages[s].read_positives for s in stages)
+    whats = [(s if len(stages) == 1 else ANY, t.name) for s, t in arrivals]
+    below = known.below[stages[0]][0] if term.given is None else 0
+    return below + sum(int(known.known[share].sum()) for share in dict.fromkeys(whats)), positives
 
 
 def times_table(by: str, spans: Mapping[str, Span]) -> Table:
@@ -101,6 +121,23 @@ def times_table(by: str, spans: Mapping[str, Span]) -> Table:
     for part, span in spans.items():
         table.add_row(part, span.type, span.first, span.last)
     return table
+
+
+def lists_table(scan: Scan) -> Table:
+    """What the lists of each list feature look like in the training rows."""
+    table = Table(title="Lists", title_justify="left", box=SIMPLE)
+    for name in ("feature", "mean length", "empty", "most frequent", "of all"):
+        _add_column(table, name, text=name in ("feature", "most frequent"))
+    for name, facts in scan.lists.items():
+        mean = f"{facts.events / facts.rows:.1f}" if facts.rows else "-"
+        most = facts.most if len(facts.most) <= _SHOWN else f"{facts.most[:_SHOWN]}..."
+        cells = (mean, _short(facts.empty, facts.rows), most, _short(facts.times, facts.seen))
+        table.add_row(name, *cells)
+    return table
+
+
+def _short(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
 
 
 def results_table(config: Config, part: str, metrics: Mapping[str, float], elsewhere: Collection[str]) -> Table:
@@ -154,10 +191,6 @@ def _number(name: str, value: float) -> str:
     if name == "mae":
         return f"{value:,.5g}"
     return f"{value:.3f}" if "predicted_over_" in name else f"{value:.4f}"
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.3%}" if whole else "-"
 
 
 def suspicious(config: Config, metrics: Mapping[str, float]) -> list[str]:

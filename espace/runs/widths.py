@@ -9,19 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 # Columns of the tables, the most needed first; one that is not named here is the first to go.
-LABELS = (
-    "stage",
-    "label",
-    "part",
-    "rate",
-    "positives",
-    "violations",
-    "unknown",
-    "known rows",
-    "known",
-    "given parent",
-)
+LABELS = ("stage", "label", "part", "rate", "positives", "given parent", "violations", "unknown", "known rows")
 TERMS = ("term", "rows", "positives", "weight", "judged on", "divided by")
+LISTS = ("feature", "mean length", "empty", "of all", "most frequent")
 TIMES = ("part", "first", "last", "type")
 RESULTS = ("probability", "AUC", "Gini", "pred./obs.", "rows", "positives", "log-loss", "MAE", "NE", "judged on")
 TRUTHS = ("probability", "truth", "pred./true", "rank corr.", "RMSE")
@@ -31,7 +21,7 @@ _PAPER = Console(width=100_000)  # on which nothing is wrapped
 
 
 def fitted(table: Table, width: int, needed: Sequence[str]) -> Table:
-    """A copy of the table, less the columns that do not fit into `width`, the least needed first, which its caption names.
+    """A copy of the table, less the columns that do not fit into `width`; its caption names these.
 
     needed: headers, the most needed first. The first two stay in any case.
     """

@@ -39,7 +39,7 @@ class Terms:
     @classmethod
     def of(cls, objective: Objective, p: Probabilities, batch: Batch) -> Terms:
         """The terms of one batch, row weights applied."""
-        found = objective(p, Labels(p.chain, batch.labels, batch.amounts))
+        found = objective(p, Labels(p.chain, batch.labels, batch.amounts, batch.counts))
         sums = torch.stack([torch.dot(value, batch.weights.to(value.dtype)) for value, _ in found.values()])
         rows = torch.stack([torch.dot(rows, batch.weights.to(rows.dtype)) for _, rows in found.values()])
         return cls(list(found), sums, rows)
@@ -169,7 +169,7 @@ class Judge(nn.Module):
     def update(self, p: Probabilities, batch: Batch, objective: Objective) -> None:
         """Judge one batch, together with others. Raises NonFiniteError for a prediction that is not finite."""
         self.terms.update(Terms.of(objective, p, batch))
-        labels = Labels(self.chain, batch.labels, batch.amounts)
+        labels = Labels(self.chain, batch.labels, batch.amounts, batch.counts)
         for name, space in self.spaces.items():
             if name in self.chain.expectations:
                 found: Scored | ScoredValue = _scored_value(p, batch, labels, space.stage, space.given)
@@ -232,34 +232,31 @@ def scored(
     potential: str | None = None,
     without: bool = False,
 ) -> Scored:
-    """One probability beside its labels on the rows of its space, which are as in `Space`."""
+    """One probability beside its labels on the rows of its space, which are as in `Space`; what rows stand for, where
+    labels are not known, is in their weights."""
     if potential is None:
-        label = labels.of(stage).float()
-        inside = (label >= 0) & (labels.of(given) == 1) if given else label >= 0
+        label, weights = labels.of(stage).float(), batch.weights * labels.known(stage, given)
     else:
         label = batch.extras[potential].float()
         inside = torch.isfinite(label)
         if without and given:
             inside &= labels.of(given) == 0
-    rows = (inside & (batch.weights > 0)).nonzero().squeeze(1)
+        weights = batch.weights * inside
+    rows = (weights > 0).nonzero().squeeze(1)
     log_prob, log_not_prob = p.log_prob(stage, given), p.log_not_prob(stage, given)
     if p.is_ratio(stage, given):
         log_not_prob = log_not_prob.clamp(min=_LEAST_REST)
-    return Scored(
-        log_prob[rows],
-        log_not_prob[rows],
-        label[rows],
-        batch.weights[rows],
-        {name: column[rows] for name, column in batch.extras.items()},
-    )
+    extras = {name: column[rows] for name, column in batch.extras.items()}
+    return Scored(log_prob[rows], log_not_prob[rows], label[rows], weights[rows], extras)
 
 
 def _scored_value(p: Probabilities, batch: Batch, labels: Labels, amount: str, given: str | None) -> ScoredValue:
     """The expectation of a value beside its amounts, on the rows of its space where they are known."""
     observed = labels.amount(amount, given)
-    rows = (~observed.isnan() & (batch.weights > 0)).nonzero().squeeze(1)
+    weights = batch.weights * labels.known(amount, given)
+    rows = (weights > 0).nonzero().squeeze(1)
     extras = {name: column[rows] for name, column in batch.extras.items()}
-    return ScoredValue(p.value(amount, given)[rows], observed[rows], batch.weights[rows], extras)
+    return ScoredValue(p.value(amount, given)[rows], observed[rows], weights[rows], extras)
 
 
 def _together(pieces: Sequence[Scored | ScoredValue]) -> Scored | ScoredValue:

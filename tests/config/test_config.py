@@ -602,6 +602,8 @@ def test_an_empty_key_at_the_top_has_its_default(write: Write) -> None:
         ("share: user_id", "share: user", r"^x.yaml:34:22: features.friend.share: there is no other feature"),
         ("share: user_id", "share: friend", r"features.friend.share: there is no other feature 'friend'"),
         ("column: user", "share: friend", r"features.user_id.share: 'friend' itself shares the table of 'user_id'"),
+        ("column: user", "column: user\n    part: age", r"features.user_id.part: an age is counted at a day"),
+        ("column: user", "column: user\n    at: 2024-01-31", r"features.user_id.at: only an age is counted at something"),
         ("allow_leaks: [price]", "allow_leaks: [prise]", r"data.allow_leaks\[0\]: no feature 'prise'\. Did you mean"),
         ("test: d.parquet", "split: {share: 0.1}", r"data.split: split and validation both say"),
         ("validation: c.parquet", "split: {share: 0.1, by: d}", r"data.split: share draws rows at random, by takes"),

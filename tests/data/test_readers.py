@@ -923,8 +923,8 @@ def test_the_readers_come_through_the_public_hook():
     assert list(found) == ["files", "parquet", "csv", "arrow"]
     for factory in found.values():
         kinds = [parameter.kind for parameter in inspect.signature(factory).parameters.values()]
-        assert kinds[:2] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 2
-        assert set(kinds[2:]) <= {inspect.Parameter.KEYWORD_ONLY}
+        assert kinds[:3] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 3, "source, split and text"
+        assert set(kinds[3:]) <= {inspect.Parameter.KEYWORD_ONLY}
 
 
 @pytest.mark.parametrize(("name", "written"), [("parquet", "parquet"), ("csv", "csv"), ("arrow", "arrow file")])

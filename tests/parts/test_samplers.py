@@ -16,7 +16,7 @@ from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
 from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder
-from espace.model.model import _after_sampling
+from espace.data.stream.sampling import times_used
 from espace.parts.objectives.entire_space import EntireSpace
 from espace.parts.objectives.parent_space import ParentSpace
 from espace.parts.samplers.negative_downsample import NegativeDownsample
@@ -97,24 +97,6 @@ def test_what_comes_after_a_sampled_stage_stays_to_the_bit_and_its_logit_is_shif
     assert_close(corrected.logit("click"), p.logit("click").detach() + np.log(0.1))
 
 
-@every_chain
-def test_the_start_predicts_the_rates_of_what_was_counted(seed):
-    transitions = chain_of(seed)
-    chain, rates = Chain.parse([str(t) for t in transitions]), random_rates(transitions, seed)
-    truth = Enumeration(transitions, random_logits(transitions, seed, batch=1))
-    counts = {t.name: (1e6 * truth.shares[t][0]).tolist() for t in transitions}
-    started = _after_sampling(chain, counts, rates)
-    logits = {n: torch.tensor([[np.log(k / c[-1]) for k in c[:-1]]], dtype=torch.float64) for n, c in started.items()}
-    p = Probabilities(chain, logits).reweighted({n: [1 / rate for rate in each] for n, each in rates.items()})
-    assert_equal(p, truth)
-
-
-def test_a_stage_below_which_nothing_was_seen_starts_as_if_it_were_not_sampled():
-    counts = {"impression_to_click": [30, 970], "click_to_conversion": [0, 0]}
-    rates = {"impression_to_click": [1, 0.1], "click_to_conversion": [1, 0.5]}
-    assert _after_sampling(ESMM, counts, rates)["impression_to_click"] == [30, pytest.approx(97)]
-
-
 # --- what training converges to
 
 
@@ -157,8 +139,9 @@ def optimum(objective, labels, weights=None):
     return Probabilities(chain, {name: logit.detach() for name, logit in z.items()})
 
 
-def uncorrected(rates):
-    return {name: [1 / rate for rate in each] for name, each in rates.items()}
+def counting(sampler, labels):
+    """For how many rows each stands, (rows,)."""
+    return 1 / times_used(sampler.chain, torch.from_numpy(labels), sampler.rates()).double().numpy()
 
 
 @pytest.mark.parametrize("objective", [EntireSpace, ParentSpace])
@@ -170,13 +153,13 @@ def test_downsampled_models_predict_the_true_probabilities(objective, keep):
         chances = np.where(
             labels[:, 0] == 0, keep.get("click", 1), np.where(labels[:, 1] == 0, keep.get("conversion", 1), 1)
         )
-        exact = optimum(objective(ESMM), labels, chances).reweighted(uncorrected(sampler.rates()))
-        assert exact.prob("click").item() == pytest.approx(p, abs=1e-7)
-        assert exact.prob("conversion", "click").item() == pytest.approx(q, abs=1e-7)
-        assert exact.prob("conversion").item() == pytest.approx(p * q, abs=1e-7)
+        exact = optimum(objective(ESMM), labels, chances * counting(sampler, labels))
+        assert exact.prob("click").item() == pytest.approx(p, abs=1e-6)
+        assert exact.prob("conversion", "click").item() == pytest.approx(q, abs=1e-6)
+        assert exact.prob("conversion").item() == pytest.approx(p * q, abs=1e-6)
         kept = after(sampler, labels)
         assert len(kept) < 0.99 * len(labels)
-        found = optimum(objective(ESMM), kept).reweighted(uncorrected(sampler.rates()))
+        found = optimum(objective(ESMM), kept, counting(sampler, kept))
         assert found.prob("click").item() == pytest.approx(p, rel=0.1)
         assert found.prob("conversion", "click").item() == pytest.approx(q, rel=0.1)
 
@@ -192,18 +175,43 @@ def test_downsampling_every_stage_of_a_choice_is_made_up_for():
     chances[of["click"] & ~of["cart"]] *= 0.5
     chances[of["click"] & ~of["wish"]] *= 0.6
     chances[of["click"] & ~of["buy"]] *= 0.4
-    found = optimum(ParentSpace(ESM2), labels, chances * truth.weights[:, 0])
-    assert_equal(found.reweighted(uncorrected(sampler.rates())), truth, rtol=1e-5, atol=1e-5)
+    assert_close(torch.from_numpy(chances * counting(sampler, labels)), np.ones(len(labels)), rtol=1e-6)
+    found = optimum(ParentSpace(ESM2), labels, chances * counting(sampler, labels) * truth.weights[:, 0])
+    assert_equal(found, truth, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("objective", [EntireSpace, ParentSpace])
-def test_oversampling_multiplies_the_odds_and_predictions_make_up_for_it(objective):
+def test_what_stands_beside_a_sampled_stage_keeps_its_probability_though_it_depends_on_it(objective):
+    """cart and like after a click, P(both) = .15 of clicks where their product would be .06."""
+    chain = Chain.parse(["i -> click", "click -> cart", "click -> like"])
+    labels = np.array([[0, 0, 0], [1, 1, 1], [1, 1, 0], [1, 0, 1], [1, 0, 0]], np.int8)
+    shares = np.array([0.8, 0.03, 0.01, 0.03, 0.13])
+    sampler = NegativeDownsample(chain, keep={"cart": 0.1})
+    chances = np.where((labels[:, 0] == 1) & (labels[:, 1] == 0), 0.1, 1.0)
+    found = optimum(objective(chain), labels, shares * chances * counting(sampler, labels))
+    for name, share in {"click": 0.2, "cart": 0.04, "like": 0.06}.items():
+        assert found.prob(name).item() == pytest.approx(share, abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", [EntireSpace, ParentSpace])
+def test_nulls_of_a_sampled_stage_leave_the_stages_before_it_alone(objective):
+    labels = np.array([[0, 0], [1, 1], [1, 0], [1, -1]], np.int8)
+    shares = np.array([0.9, 0.01, 0.04, 0.05])
+    sampler = NegativeDownsample(ESMM, keep={"conversion": 0.1})
+    chances = np.array([1.0, 1.0, 0.1, 1.0])  # a row whose label is not known is kept
+    found = optimum(objective(ESMM), labels, shares * chances * counting(sampler, labels))
+    assert found.prob("click").item() == pytest.approx(0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", [EntireSpace, ParentSpace])
+def test_oversampling_multiplies_the_odds_unless_copies_share_the_weight_of_their_row(objective):
     for p, q in zip(P, Q, strict=True):
         sampler = Oversample(ESMM, stage="conversion", factor=5)
-        found = optimum(objective(ESMM), after(sampler, drawn(p, q)))
-        assert found.logit("conversion", "click").exp().item() == pytest.approx(5 * q / (1 - q), rel=1e-5)
+        labels = after(sampler, drawn(p, q))
         assert Oversample(ESMM, stage="conversion", factor=5, correct=False).rates() == {}
-        corrected = found.reweighted(uncorrected(sampler.rates()))
+        found = optimum(objective(ESMM), labels)
+        assert found.logit("conversion", "click").exp().item() == pytest.approx(5 * q / (1 - q), rel=1e-5)
+        corrected = optimum(objective(ESMM), labels, counting(sampler, labels))
         assert corrected.prob("conversion", "click").item() == pytest.approx(q, abs=1e-6)
         assert corrected.prob("click").item() == pytest.approx(p, abs=1e-6)
 
@@ -336,21 +344,15 @@ def fit(shop, run, **sections):
 
 
 @pytest.mark.parametrize("objective", ["entire_space", "parent_space"])
-def test_a_run_with_downsampled_negatives_serves_and_judges_corrected_probabilities(shop, objective):
+def test_a_run_with_downsampled_negatives_serves_and_judges_the_probabilities_of_all_rows(shop, objective):
     said = fit(shop, "run", sampler={"type": "negative_downsample", "keep": {"click": 0.2}}, objective=objective)
     told = " ".join(said.out.split())
-    assert (
-        "negatives of click are kept with rate 0.2; predictions are corrected by log 0.2 in the logit of click." in told
-    )
+    assert "negatives of click are kept with rate 0.2; each counts with the inverse of its rate." in told
     run, table = espace.load("run"), pq.read_table("validation.parquet")
     predicted = run.predict(table)
     click, both, given = (predicted[f"p_{n}"].to_numpy() for n in ("click", "conversion", "conversion_given_click"))
     assert both == pytest.approx(click * given, rel=1e-5)
     batch = run.encoder.encode(table, "rows", labels=True)
-    with torch.no_grad():
-        raw = run.model.train()(batch)  # there is no dropout in it
-    assert torch.logit(torch.tensor(click)).numpy() == pytest.approx(raw.logit("click").numpy() + np.log(0.2), abs=1e-4)
-    assert given == pytest.approx(raw.prob("conversion", "click").numpy(), rel=1e-5)
     results = json.loads((shop.folder / "run" / "results.json").read_text())
     observed = batch.labels[:, 0].numpy()
     assert results["val/click/predicted_over_observed"] == pytest.approx(click.mean() / observed.mean(), rel=1e-5)
@@ -410,13 +412,6 @@ def test_a_run_goes_by_the_clicks_that_another_predicts(shop):
                 "objective": "parent_space",
             },
             "r: there is no such run folder or checkpoint",
-        ),
-        (
-            {
-                "sampler": {"type": "negative_downsample", "keep": {"click": 0.1}},
-                "stages": {"conversion": {"head": "joint"}},
-            },
-            "the head of conversion is joint, so it need not follow it. Set its head: conditional, or sampler: none.",
         ),
     ],
 )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
 
 from espace.chain.chain import Chain
 from espace.chain.merges import merge_without
 from espace.data.auditing.scan import Scan
+from espace.data.encoding.known import ALL, ANY, Known
 from espace.data.encoding.labels import Limits, Policy
 from espace.data.reading.split import Part
 
@@ -37,9 +41,9 @@ def errors(
             f"{part.name}: {scan.tally.broken:,} rows contradict the chain in a way that data.violations: {policy}"
             " cannot mend. Fix the labels, or set data.violations: drop."
         )
-    if part.name != "train":
-        return found
-    return found + _never(part, scan, chain, labels) + _leaks(scan, allow)
+    if part.name == "train":
+        found += _never(part, scan, chain, labels) + _leaks(scan, allow)
+    return found + _nobody_stands_for(part, scan, chain)
 
 
 def _nothing_left(part: Part, scan: Scan) -> str:
@@ -107,6 +111,20 @@ def _never(part: Part, scan: Scan, chain: Chain, labels: Mapping[str, str]) -> l
     ]
 
 
+def _nobody_stands_for(part: Part, scan: Scan, chain: Chain) -> list[str]:
+    """Rows without a label for which no row with one can stand: a whole stratum of `data.known_by`."""
+    tally, found = scan.tally, []
+    heads = {t.name: t for t in chain.heads}
+    for what, name, stratum, rows in tally.known.never() if len(tally.known.strata) > 1 and tally.kept else ():
+        if what not in (ANY, ALL) and what not in chain.otherwise:
+            found.append(
+                f"{part.name}: '{what}' is null in all {rows:,} rows in which '{heads[name].parent}' happened and"
+                f" data.known_by is {stratum}, so no known row can stand for them. Leave these rows out, or let"
+                " data.known_by name a column with wider classes."
+            )
+    return found
+
+
 def _leaks(scan: Scan, allow: Collection[str]) -> list[str]:
     return [
         f"features.{name}: alone it tells '{stage}' with an AUC of {auc:.4f}, so it is most likely a copy of the label"
@@ -114,6 +132,39 @@ def _leaks(scan: Scan, allow: Collection[str]) -> list[str]:
         for name, (stage, auc) in scan.leaks.items()
         if auc > _LEAK and name not in allow
     ]
+
+
+def _standing(scan: Scan, chain: Chain) -> list[str]:
+    """Which labels are not known, and what is done about it, a line for each stage and value."""
+    known = scan.tally.known
+    if not known.incomplete:
+        return []
+    found = []
+    for t in chain.heads:
+        for what in t.outcomes:
+            share = known.share(what, t.name)
+            if share == 1 or math.isnan(share) or not share:
+                continue
+            if what in chain.stages and known.at_random(chain, what):
+                where = "" if t.parent == chain.root else f", whether '{t.parent}' happened or not"
+                found.append(
+                    f"'{what}' is null in {1 - share:.1%} of the rows{where}; they are left out where it counts."
+                )
+            else:
+                found.append(
+                    f"'{what}' is known in {share:.1%} of the rows in which '{t.parent}' happened; there a known row"
+                    f" stands for {_each(known, what, t.name)}."
+                )
+    return found
+
+
+def _each(known: Known, what: str, transition: str) -> str:
+    """For how many rows a known one stands: `1.25 rows`, or by stratum `1 to 4 rows, by data.known_by`."""
+    reached, told = known.reached[what, transition], known.known[what, transition]
+    each = sorted((reached / np.maximum(told, 1))[told > 0].tolist())
+    if len(known.strata) == 1:
+        return f"{each[0]:.3g} rows"
+    return f"{each[0]:.3g} to {each[-1]:.3g} rows, by data.known_by"
 
 
 def warnings(part: Part, scan: Scan, chain: Chain) -> list[str]:
@@ -124,6 +175,7 @@ def warnings(part: Part, scan: Scan, chain: Chain) -> list[str]:
         for pair, rows in scan.tally.differ.items()
         if rows == 0 and scan.tally.kept
     ]
+    found += [f"{part.name}: {line}" for line in _standing(scan, chain)]
     found += [
         f"{part.name}: '{stage}' is 1 in all {tally.known:,} known rows. Are the rows without it missing from the data?"
         for stage, tally in scan.tally.stages.items()

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from espace.chain.chain import Chain
-from espace.data.encoding.columns import Feature, Hash, Id, Number, column_of
+from espace.data.encoding.columns import Feature, Hash, Id, Number
 from espace.data.encoding.table import Columns, on_all_cores
 from espace.data.encoding.vocabulary import key_of
 
@@ -38,11 +38,10 @@ class LeakSample:
         self._rows += take
         self._labels.append(labels[:take])
         for feature in self.features:
-            column = column_of(feature)
             if isinstance(feature, Number):
-                self._values[feature.name].append(np.nan_to_num(table.numbers(column)[:take]))
+                self._values[feature.name].append(np.nan_to_num(table.number_of(feature)[0][:take]))
             else:
-                self._values[feature.name].append(key_of(table.categories(column).slice(0, take)))
+                self._values[feature.name].append(key_of(table.category_of(feature)[0].slice(0, take)))
 
     def aucs(self) -> dict[str, tuple[str, float]]:
         """`{feature: (stage that it tells best, AUC)}`, for features that tell any stage with enough positives."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from espace.chain.chain import Chain
 from espace.data.auditing.leaks import LeakSample
 from espace.data.auditing.tally import PlainTally, Tally
-from espace.data.encoding.columns import Feature, table_of
+from espace.data.encoding.columns import Feature, is_list, table_of
 from espace.data.encoding.encode import Encoder, NumberStats
+from espace.data.encoding.kinds import Kind, State
 from espace.data.encoding.labels import Amounts, Column, Limits, Policy, resolve
-from espace.data.encoding.learn import Learner
+from espace.data.encoding.learn import Learner, ListFacts, PlainFacts
 from espace.data.encoding.table import Columns, Extra, Problems
 from espace.data.encoding.vocabulary import UNKNOWN, Vocabulary, one_array
 from espace.data.reading import cache
@@ -27,7 +28,7 @@ from espace.data.reading.times import Clock, PlainSpan, Span, joined
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
 
-_VERSION = 4
+_VERSION = 8
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Scan:
     leaks: `{feature: (stage, AUC of the feature alone)}`;
     unknown: `{feature: share of its values not in the vocabulary}`;
     weight: sum of the row weights, None where rows have none; span: of the times of the rows, where there are any.
+    lists: `{list feature: what its lists look like}`; kinds: `{feature: what was seen in its column}`.
     """
 
     tally: Tally
@@ -47,6 +49,8 @@ class Scan:
     unknown: dict[str, float] = field(default_factory=dict)
     weight: float | None = None
     span: Span | None = None
+    lists: dict[str, ListFacts] = field(default_factory=dict)
+    kinds: dict[str, Kind] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,13 @@ class Task:
     weight: str | None = None
     extras: Mapping[str, Extra] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)  # of every value
+    known_by: str | None = None
     clock: Clock | None = None  # of the column of times, where a part has it
 
     def key(self, part: Part, *more: object) -> str:
         """Changes when the result of a scan would."""
         facts = [_VERSION, part.identity, list(self.features), self.chain.lines(), sorted(self.labels.items())]
-        more = (sorted(self.limits.items()), self.clock, *more)
+        more = (sorted(self.limits.items()), self.known_by, self.clock, *more)
         return cache.digest(*facts, self.policy, self.weight, sorted(self.extras.items()), *more)
 
 
@@ -79,6 +84,8 @@ class _Saved(TypedDict):
     unknown: dict[str, float]
     weight: float | None
     span: PlainSpan | None
+    lists: dict[str, PlainFacts]
+    kinds: dict[str, State]
 
 
 Array = TypeVar("Array")
@@ -102,6 +109,7 @@ def scan_training(task: Task, part: Part, progress: Progress) -> tuple[Scan, Lea
     columns = _columns(task)
     scan = _run(task, part, columns, see, progress)
     scan.missing, scan.leaks = learner.missing, leaks.aucs()
+    scan.lists, scan.kinds = learner.lists, learner.kinds
     learnt = (learner.tables(), learner.numbers())
     _save(folder, scan, learnt)
     return scan, learnt
@@ -115,13 +123,21 @@ def scan_other(task: Task, part: Part, encoder: Encoder, progress: Progress) -> 
     unknown = _UnknownShares(encoder)
     scan = _run(task, part, _columns(task), lambda table, labels, rows: unknown.add(table), progress)
     scan.unknown = unknown.shares()
-    _write(path, json.dumps(asdict(scan)))
+    _write(path, json.dumps(_plain(scan)))
     return scan
 
 
 def _columns(task: Task) -> list[str]:
     probe = Encoder(
-        task.features, task.chain, task.labels, dim=1, weight=task.weight, extras=task.extras, tables={}, numbers={}
+        task.features,
+        task.chain,
+        task.labels,
+        dim=1,
+        weight=task.weight,
+        extras=task.extras,
+        known_by=task.known_by,
+        tables={},
+        numbers={},
     )
     return probe.columns()
 
@@ -147,7 +163,8 @@ def _run(
         with problems.noted():
             see(table, resolved.values, len(rows))
         problems.refuse()
-        scan.counts.append(scan.tally.add(task.chain, resolved, task.policy == "drop", rows, table.where))
+        by = table.stratum(task.known_by) if task.known_by else None
+        scan.counts.append(scan.tally.add(task.chain, resolved, task.policy == "drop", rows, table.where, by))
         done += piece.rows
         progress(part.name, done, total)
     return scan
@@ -187,15 +204,21 @@ class _UnknownShares:
         offsets = [encoder.layout.slots[table_of(f)].offset for f in encoder.ids]
         self._unknown_rows = np.array(offsets, np.int32) + UNKNOWN
         self._hits = np.zeros(len(offsets), np.int64)
+        self._lists = {f.name: np.zeros(2, np.int64) for f in encoder.features if is_list(f)}  # unknown, in all
         self._rows = 0
 
     def add(self, table: Columns) -> None:
-        ids = self.encoder.encode(table.table, table.where, labels=False).ids.numpy()
-        self._hits += (ids == self._unknown_rows).sum(axis=0)
-        self._rows += len(ids)
+        batch = self.encoder.encode(table.table, table.where, labels=False)
+        self._hits += (batch.ids.numpy() == self._unknown_rows).sum(axis=0)
+        self._rows += len(batch)
+        for feature in (f for f in self.encoder.features if is_list(f)):
+            events = batch.lists[feature.name].values
+            unknown = events == self.encoder.layout.slots[table_of(feature)].offset + UNKNOWN
+            self._lists[feature.name] += (int(unknown.sum()), len(events))
 
     def shares(self) -> dict[str, float]:
-        return {f.name: float(n / max(self._rows, 1)) for f, n in zip(self.encoder.ids, self._hits, strict=True)}
+        ids = {f.name: float(n / max(self._rows, 1)) for f, n in zip(self.encoder.ids, self._hits, strict=True)}
+        return ids | {name: float(found[0] / max(found[1], 1)) for name, found in self._lists.items()}
 
 
 def _save(folder: Path, scan: Scan, learnt: Learnt) -> None:
@@ -204,9 +227,15 @@ def _save(folder: Path, scan: Scan, learnt: Learnt) -> None:
         if isinstance(table, Vocabulary):
             table.save(folder / "vocabulary" / f"{name}.parquet")
     buckets = {n: t for n, t in tables.items() if isinstance(t, int)}
-    values = {**asdict(scan), "tables": list(tables), "buckets": buckets}
+    values = {**_plain(scan), "tables": list(tables), "buckets": buckets}
     values["numbers"] = {n: asdict(s) for n, s in numbers.items()}
     _write(folder / "scan.json", json.dumps(values))
+
+
+def _plain(scan: Scan) -> dict[str, object]:
+    """Plain values, for JSON."""
+    kinds = {name: kind.state() for name, kind in scan.kinds.items()}
+    return {**asdict(replace(scan, kinds={}, tally=Tally())), "kinds": kinds, "tally": scan.tally.to_dict()}
 
 
 def _write(path: Path, text: str) -> None:
@@ -235,6 +264,8 @@ def _read_vocabulary(path: Path) -> Vocabulary:
 def _scan_from(values: _Saved) -> Scan:
     missing = {name: (gone, rows) for name, (gone, rows) in values["missing"].items()}
     leaks = {name: (str(stage), float(auc)) for name, (stage, auc) in values["leaks"].items()}
+    lists = {name: ListFacts(**facts) for name, facts in values["lists"].items()}
+    kinds = {name: Kind.from_state(kind) for name, kind in values["kinds"].items()}
     tally, span = Tally.from_dict(values["tally"]), values["span"]
-    unknown, weight = values["unknown"], values["weight"]
-    return Scan(tally, values["counts"], missing, leaks, unknown, weight, span and Span(**span))
+    found = Scan(tally, values["counts"], missing, leaks, values["unknown"], values["weight"])
+    return replace(found, span=span and Span(**span), lists=lists, kinds=kinds)

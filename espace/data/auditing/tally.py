@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypedDict
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from espace.chain.chain import Chain
 from espace.chain.grammar import Transition
-from espace.data.encoding.labels import Column, Resolved
+from espace.data.encoding.known import Known, PlainKnown
+from espace.data.encoding.labels import Column, Mask, Resolved
 
 _EXAMPLES = 3
 
 
 @dataclass
 class StageTally:
-    """Rows of one stage: with a known label, positive, with a parent known to have happened and a known label."""
+    """Rows of one stage: with a known label, be it that it follows from others, positive, and with none; with a label in
+    the column, and positive among these."""
 
     known: int = 0
     positives: int = 0
-    reached: int = 0
     unknown: int = 0
+    read: int = 0
+    read_positives: int = 0
 
 
 @dataclass
@@ -78,6 +83,7 @@ class PlainTally(TypedDict):
     violations: dict[str, int]
     examples: dict[str, list[str]]
     differ: dict[str, int]
+    known: PlainKnown
 
 
 @dataclass
@@ -98,9 +104,21 @@ class Tally:
     violations: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     differ: dict[str, int] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
 
-    def add(self, chain: Chain, labels: Resolved, drop: bool, rows: NDArray[np.int64], where: str) -> int:
-        """Count one piece and return how many of its rows stay. `rows` are their numbers in the piece `where`."""
+    def add(
+        self,
+        chain: Chain,
+        labels: Resolved,
+        drop: bool,
+        rows: NDArray[np.int64],
+        where: str,
+        by: pa.Array | None = None,
+    ) -> int:
+        """Count one piece and return how many of its rows stay.
+
+        rows: their numbers in the piece `where`; by: their values of `data.known_by`, text.
+        """
         for name, mask in {**labels.orphans, **labels.clashes}.items():
             self.violations[name] = self.violations.get(name, 0) + int(mask.sum())
             places = self.examples.setdefault(name, [])
@@ -111,32 +129,43 @@ class Tally:
         self.rows += len(stay)
         self.kept += int(stay.sum())
         self.broken += int(labels.broken.sum())
+        read = {name: mask[stay] for name, mask in labels.read.items()}
+        self.known.add(chain, labels, stay, by)
         for stage in chain.stages[1:]:
-            self._count_stage(chain, stage, found)
+            self._count_stage(stage, found[stage], read.get(stage))
         for transition in chain.transitions:
-            self._count_outcomes(transition, found)
+            self._count_outcomes(transition, found, read)
         for place, value in enumerate(chain.values):
             amounts = labels.amounts[stay, place].astype(np.float64)
             self.amounts.setdefault(value.amount, AmountTally()).add(amounts, found[value.parent] == 1)
         self._count_differences(chain, found)
         return int(stay.sum())
 
-    def _count_stage(self, chain: Chain, stage: str, found: dict[str, Column]) -> None:
-        tally, label = self.stages.setdefault(stage, StageTally()), found[stage]
-        happened = np.logical_or.reduce([found[p] == 1 for p in chain.parents(stage)])
+    def _count_stage(self, stage: str, label: Column, read: Mask | None) -> None:
+        tally, told = self.stages.setdefault(stage, StageTally()), label >= 0 if read is None else read
         tally.known += int((label >= 0).sum())
         tally.unknown += int((label < 0).sum())
         tally.positives += int((label == 1).sum())
-        tally.reached += int((happened & (label >= 0)).sum())
+        tally.read += int(told.sum())
+        tally.read_positives += int((told & (label == 1)).sum())
 
-    def _count_outcomes(self, transition: Transition, found: dict[str, Column]) -> None:
-        parent = found[transition.parent] == 1
+    def _count_outcomes(self, transition: Transition, found: dict[str, Column], read: dict[str, Mask]) -> None:
+        """Rows of each class, where all outcomes were read: of a row with one of them, more is known of one class."""
+        told = np.logical_and.reduce([read[o] for o in transition.outcomes]) & (found[transition.parent] == 1)
         named = [found[o] for o in transition.outcomes]
-        counts = [int((parent & (n == 1)).sum()) for n in named]
-        rest = parent & np.logical_and.reduce([n == 0 for n in named])
-        counts.append(int(rest.sum()))
+        counts = [int((told & (n == 1)).sum()) for n in named]
+        counts.append(int((told & np.logical_and.reduce([n == 0 for n in named])).sum()))
         before = self.outcomes.setdefault(transition.name, [0] * len(counts))
         self.outcomes[transition.name] = [a + b for a, b in zip(before, counts, strict=True)]
+
+    def rate(self, chain: Chain, stage: str) -> float:
+        """P(stage) over all rows, known labels standing for unknown ones; NaN where nothing is known."""
+        if stage == chain.root:
+            return 1.0
+        if self.known.at_random(chain, stage):
+            found = self.stages[stage]
+            return found.read_positives / found.read if found.read else math.nan
+        return sum(self.rate(chain, t.parent) * self.known.rate(stage, t.name) for t in chain.arrivals(stage))
 
     def _count_differences(self, chain: Chain, found: dict[str, Column]) -> None:
         for stage in chain.labelled:
@@ -149,13 +178,14 @@ class Tally:
         """`{transition: rows of each class}` that its head starts from: `outcomes`; for `joint` stages of all rows."""
         counts = dict(self.outcomes)
         for stage in joint:
-            found = self.stages[stage]
-            counts[chain.arrivals(stage)[0].name] = [found.positives, found.known - found.positives]
+            rows, rate = self.stages[stage].known, self.rate(chain, stage)
+            positives = 0 if math.isnan(rate) else round(rate * rows)
+            counts[chain.arrivals(stage)[0].name] = [positives, rows - positives]
         return counts
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
-        return asdict(self)
+        return {**asdict(replace(self, known=Known())), "known": self.known.to_dict()}
 
     @classmethod
     def from_dict(cls, values: PlainTally) -> Tally:
@@ -170,4 +200,5 @@ class Tally:
             violations=values["violations"],
             examples=values["examples"],
             differ=values["differ"],
+            known=Known.from_dict(values["known"]),
         )

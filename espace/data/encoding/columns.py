@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
+from datetime import date
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
 Rate = Annotated[float, Ge(0.0), Le(1.0)]
 Positive = Annotated[int, Gt(0)]
+DatePart = Literal["hour", "weekday", "day", "month", "age"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Id:
     min_count: Positive = 1
     max_size: Positive | None = None
     unknown_rate: Rate = 0.01  # share of values replaced by "unknown" while training, so that its row is learnt
+    part: DatePart | None = None  # of a column of dates or times, this part instead of the whole
+    at: str | None = None  # of part: age, the day at which it is counted, or the column that has it
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Number:
     standardise: bool = True  # to mean 0 and deviation 1 over the training rows
     buckets: Positive | list[float] | None = None  # a number of quantiles, or the inner edges
     dim: Positive | None = None  # of the bucket's embedding
+    part: DatePart | None = None  # of a column of dates or times, this number
+    at: str | None = None  # of part: age, the day at which it is counted, or the column that has it
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,35 @@ FEATURE_TYPES: Mapping[str, type[Feature]] = {
 def column_of(feature: Feature) -> str:
     """The column that a feature reads; named like the feature unless `column` says otherwise."""
     return feature.column or feature.name
+
+
+def part_of(feature: Feature) -> DatePart | None:
+    """The part of a date that a feature is; None for a value as it is."""
+    return feature.part if isinstance(feature, Id | Number) else None
+
+
+def columns_of(feature: Feature) -> list[str]:
+    """All columns that a feature reads."""
+    found = [column_of(feature)]
+    if isinstance(feature, Bag) and feature.weights:
+        found.append(feature.weights)
+    if isinstance(feature, Id | Number) and feature.at is not None and not is_day(feature.at):
+        found.append(feature.at)
+    return found
+
+
+def columns_as_text(features: Iterable[Feature]) -> list[str]:
+    """The columns of categories and of lists, which a reader that has to guess types leaves as text."""
+    kept = [f for f in features if not isinstance(f, Number) and part_of(f) is None]
+    return [column for f in kept for column in columns_of(f)]
+
+
+def is_day(at: str) -> bool:
+    """Whether `at` is a date, as 2024-01-31, and no column."""
+    try:
+        return len(at) == 10 and bool(date.fromisoformat(at))
+    except ValueError:
+        return False
 
 
 def is_categorical(feature: Feature) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,9 +15,23 @@ from numpy.typing import NDArray
 
 from espace.chain.chain import Chain
 from espace.data.batch import Batch, Ragged, sent
-from espace.data.encoding.columns import Bag, Feature, Id, Number, Vector, column_of, is_categorical, is_list, table_of
+from espace.data.encoding.columns import (
+    Bag,
+    Feature,
+    Hash,
+    Id,
+    Number,
+    Vector,
+    column_of,
+    columns_of,
+    is_categorical,
+    is_list,
+    table_of,
+)
 from espace.data.encoding.columns import Sequence as History
-from espace.data.encoding.labels import Limits, Policy, resolve
+from espace.data.encoding.kinds import Kind
+from espace.data.encoding.known import Counts
+from espace.data.encoding.labels import Limits, Mask, Policy, resolve
 from espace.data.encoding.table import LARGEST, Columns, Extra
 from espace.data.encoding.vocabulary import FIRST, NULL, UNKNOWN, Vocabulary, hash_rows
 from espace.data.reading.cache import digest
@@ -75,8 +89,11 @@ class Encoder:
         extras: `{column: "key", "value" or "probability"}`, other columns that metrics want.
         policy: what to do with labels that contradict the chain.
         limits: `{value: the least and the largest amount that there can be}`.
+        known_by: the column by whose values the share of known labels is told apart.
         tables: `{table: Vocabulary, or the number of hash buckets}`.
         numbers: `{number feature: its statistics}`.
+        kinds: `{feature of categories or dates: what training saw in its column}`; other types are converted exactly
+            or refused.
     """
 
     def __init__(
@@ -90,8 +107,10 @@ class Encoder:
         extras: Mapping[str, Extra] | None = None,
         policy: Policy = "error",
         limits: Mapping[str, Limits] | None = None,
+        known_by: str | None = None,
         tables: Mapping[str, Vocabulary | int],
         numbers: Mapping[str, NumberStats],
+        kinds: Mapping[str, Kind] | None = None,
     ) -> None:
         self.features = list(features)
         self.chain = chain
@@ -101,12 +120,15 @@ class Encoder:
         self.extras = dict(extras or {})
         self.policy = policy
         self.limits = dict(limits or {})
+        self.known_by = known_by
+        self.counts: Counts | None = None
         self.tables = dict(tables)
         self.numbers = dict(numbers)
+        self.kinds = dict(kinds or {})
 
     def without_extras(self) -> Encoder:
         """The same one, for rows that no metric sees."""
-        other = copy(self)
+        other = copy.copy(self)
         other.extras = {}
         other.__dict__.pop("identity", None)  # it was that of this one
         return other
@@ -138,11 +160,9 @@ class Encoder:
 
     def columns(self, labels: bool = True) -> list[str]:
         """The columns to read, each once; without labels, weights and extras when only predictions are wanted."""
-        wanted = [column_of(f) for f in self.features] + [
-            f.weights for f in self.features if isinstance(f, Bag) and f.weights
-        ]
+        wanted = [column for f in self.features for column in columns_of(f)]
         if labels:
-            wanted += [*self.labels.values(), *([self.weight] if self.weight else []), *self.extras]
+            wanted += [*self.labels.values(), *(c for c in (self.weight, self.known_by) if c), *self.extras]
         return list(dict.fromkeys(wanted))
 
     def encode(self, table: pa.Table, where: str, labels: bool = True, first: int = 0) -> Batch:
@@ -156,7 +176,7 @@ class Encoder:
         lists = {f.name: self._list(f, get) for f in self.features if isinstance(f, History | Bag)}
         numbers = [self._numbers(f, get, rows) for f in self.features]
         numbers = [block for block in numbers if block.shape[1]]
-        values, amounts, broken = self._labels(get, rows, labels)
+        values, amounts, counts, broken = self._labels(get, rows, labels)
         batch = Batch(
             torch.from_numpy(np.ascontiguousarray(np.stack(ids).T) if ids else np.empty((rows, 0), np.int32)),
             lists,
@@ -165,13 +185,15 @@ class Encoder:
             torch.from_numpy(self._weights(get, rows, labels)),
             {c: torch.from_numpy(get.extra(c, kind)) for c, kind in self.extras.items()} if labels else {},
             torch.from_numpy(amounts),
+            torch.from_numpy(counts),
         )
         return batch.take(torch.from_numpy(np.flatnonzero(~broken))) if broken.any() else batch
 
     def _id(self, feature: Feature, get: Columns) -> NDArray[np.int32]:
-        if not isinstance(feature, Number):
-            return self._rows_of(feature, get.categories(column_of(feature)))
-        numbers = transformed(get.numbers(column_of(feature)), feature.log1p)
+        if isinstance(feature, Id | Hash):
+            return self._rows_of(feature, get.category_of(feature, self.kinds.get(feature.name))[0])
+        assert isinstance(feature, Number), "ids are ids, hashes or numbers with buckets"
+        numbers = self._transformed(feature, get)
         return _bucket(numbers, self.numbers[feature.name].edges) + np.int32(self.layout.slots[feature.name].offset)
 
     def _rows_of(self, feature: Feature, values: pa.Array) -> NDArray[np.int32]:
@@ -182,12 +204,8 @@ class Encoder:
         return rows + np.int32(self.layout.slots[name].offset)
 
     def _list(self, feature: History | Bag, get: Columns) -> Ragged:
-        column = column_of(feature)
-        values, lengths = get.list_categories(column, feature.separator)
-        rows = self._rows_of(feature, values)
-        weights = None
-        if isinstance(feature, Bag) and feature.weights:
-            weights = get.list_weights(feature.weights, feature.separator, lengths, column)
+        events = get.events_of(feature, self.kinds.get(feature.name))
+        rows, lengths, weights = self._rows_of(feature, events.values), events.lengths, events.weights
         if isinstance(feature, History) and len(lengths) and lengths.max() > feature.max_length:
             stay, lengths = truncated(lengths, feature.max_length, feature.keep)
             rows = rows[stay]
@@ -203,19 +221,30 @@ class Encoder:
         if not isinstance(feature, Number) or feature.buckets is not None:
             return np.empty((rows, 0), np.float32)
         stats = self.numbers[feature.name]
-        values = transformed(get.numbers(column_of(feature)), feature.log1p)
+        values = self._transformed(feature, get)
         missing = np.isnan(values)
         scaled = np.where(missing, 0.0, (values - stats.mean) / stats.deviation)
         return np.stack([scaled.clip(-LARGEST, LARGEST), missing], axis=1).astype(np.float32)
 
+    def counting(self, counts: Counts | None) -> Encoder:
+        """The same, of a part of whose rows each stands for so many."""
+        found = copy.copy(self)
+        found.counts = counts
+        found.__dict__.pop("identity", None)
+        return found
+
+    def _transformed(self, feature: Number, get: Columns) -> NDArray[np.float64]:
+        return transformed(get.number_of(feature, self.kinds.get(feature.name))[0], feature.log1p)
+
     def _labels(
         self, get: Columns, rows: int, wanted: bool
-    ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.bool_]]:
-        """Label values, amounts, and the rows to drop because they contradict the chain."""
-        names = [v.amount for v in self.chain.values]
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32], Mask]:
+        """Label values, amounts, what rows stand for, and the rows to drop because they contradict the chain."""
+        names, nothing = [v.amount for v in self.chain.values], np.empty((rows, 0), np.float32)
         if not wanted:
             unknown = np.full((rows, len(names)), np.nan, np.float32)
-            return np.full((rows, len(self.chain.stages) - 1), -1, np.int8), unknown, np.zeros(rows, np.bool_)
+            none = np.full((rows, len(self.chain.stages) - 1), -1, np.int8)
+            return none, unknown, nothing, np.zeros(rows, np.bool_)
         raw = {stage: get.label(column) for stage, column in self.labels.items() if stage not in names}
         amounts = {name: get.amount(self.labels[name]) for name in names}
         resolved = resolve(self.chain, raw, self.policy, amounts, self.limits)
@@ -225,7 +254,9 @@ class Encoder:
                 f"{get.where}: {int(resolved.broken.sum()):,} of {rows:,} rows have labels that contradict the chain,"
                 f" row {row} for one. Fix the labels, or set data.violations: drop."
             )
-        return resolved.values, resolved.amounts, resolved.broken
+        by = get.stratum(self.known_by) if self.known_by else None
+        counts = nothing if self.counts is None else self.counts.of(self.chain, resolved, by)
+        return resolved.values, resolved.amounts, counts, resolved.broken
 
     def _weights(self, get: Columns, rows: int, wanted: bool) -> NDArray[np.float32]:
         return get.weights(self.weight) if wanted and self.weight else np.ones(rows, np.float32)
@@ -256,19 +287,22 @@ class Encoder:
     def inputs(self) -> str:
         """Changes when what a model reads of the same table does."""
         learnt = [(n, t if isinstance(t, int) else t.identity) for n, t in sorted(self.tables.items())]
-        return digest(self.features, self.dim, learnt, sorted(self.numbers.items()))
+        kinds = [(name, kind.state()) for name, kind in sorted(self.kinds.items())]
+        return digest(self.features, self.dim, learnt, sorted(self.numbers.items()), kinds)
 
     @cached_property
     def identity(self) -> str:
         """Changes when what it makes of the same table does."""
-        facts = [self.inputs, self.chain.lines(), sorted(self.labels.items()), self.weight, self.policy]
-        return digest(*facts, sorted(self.extras.items()), sorted(self.limits.items()))
+        facts = [self.inputs, self.chain.lines(), sorted(self.labels.items()), self.weight, self.policy, self.known_by]
+        return digest(
+            *facts, self.counts and self.counts.facts, sorted(self.extras.items()), sorted(self.limits.items())
+        )
 
     def state(self) -> dict[str, object]:
         """What was learnt from data, as plain numpy arrays, numbers and text, for a checkpoint."""
         tables = {n: t.state() if isinstance(t, Vocabulary) else t for n, t in self.tables.items()}
         numbers = {n: [s.mean, s.deviation, list(s.edges)] for n, s in self.numbers.items()}
-        return {"tables": tables, "numbers": numbers}
+        return {"tables": tables, "numbers": numbers, "kinds": {n: k.state() for n, k in self.kinds.items()}}
 
 
 def learnt_from_state(state: Mapping[str, Any]) -> tuple[dict[str, Vocabulary | int], dict[str, NumberStats]]:
@@ -276,6 +310,11 @@ def learnt_from_state(state: Mapping[str, Any]) -> tuple[dict[str, Vocabulary | 
     tables = {n: t if isinstance(t, int) else Vocabulary.from_state(t) for n, t in state["tables"].items()}
     numbers = {n: NumberStats(mean, dev, tuple(edges)) for n, (mean, dev, edges) in state["numbers"].items()}
     return tables, numbers
+
+
+def kinds_from_state(state: Mapping[str, Any]) -> dict[str, Kind]:
+    """The `kinds` of `Encoder.state()`; none in a checkpoint of before they were kept."""
+    return {name: Kind.from_state(kind) for name, kind in state.get("kinds", {}).items()}
 
 
 def transformed(values: NDArray[np.float64], log1p: bool) -> NDArray[np.float64]:

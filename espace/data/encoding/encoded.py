@@ -17,7 +17,7 @@ from espace.data.reading import cache
 from espace.data.reading.split import Part
 from espace.errors import DataError
 
-_VERSION = 3
+_VERSION = 4
 _ALIGNED = 64  # bytes
 _ROW_BYTES = 16  # of a row besides its ids, about
 
@@ -85,5 +85,5 @@ def _read(path: Path) -> Batch:
         raise ValueError(f"{path}: {len(data)} bytes instead of {start}")
     each, blank = iter(tensors), torch.empty(0)
     lists = {name: Ragged(blank, blank, blank if weights else None) for name, weights in head["lists"].items()}
-    batch = Batch(blank, lists, blank, blank, blank, dict.fromkeys(head["extras"], blank), blank)
+    batch = Batch(blank, lists, blank, blank, blank, dict.fromkeys(head["extras"], blank), blank, blank)
     return batch.mapped(lambda _: next(each))

@@ -35,6 +35,8 @@ class Resolved:
     orphans: `{stage or value: rows where it is 1, or not 0, though no parent happened}`; clashes: `{transition: rows
     with two outcomes}` and `{transition of a value: rows with an amount that there cannot be}`; all as they were read.
     broken: (rows,), true where a label still contradicts the chain after mending.
+    read: `{stage with a label, or value: rows in which the column says it}`.
+    inferred: (rows,), true where a label was null and follows from one below or beside it.
     """
 
     values: NDArray[np.int8]
@@ -42,6 +44,8 @@ class Resolved:
     orphans: Mapping[str, Mask]
     clashes: Mapping[str, Mask]
     broken: Mask
+    read: Mapping[str, Mask]
+    inferred: Mask
 
 
 def read_label(values: pa.Array, where: str, column: str, rows: NDArray[np.int64] | None = None) -> Column:
@@ -109,18 +113,25 @@ def resolve(
     for stage in chain.stages[1:]:
         found[stage] = raw[stage].copy() if stage in raw else np.full(rows, -1, np.int8)
     measured = _Measured(chain, dict(amounts or {}), limits or {})
-    before = _follow(chain, found)
+    read = {s: found[s] >= 0 for s in chain.labelled} | {n: ~np.isnan(x) for n, x in measured.amounts.items()}
+    before, _ = _completed(chain, found, measured)
     (orphans, clashes), (strays, impossible) = _violations(chain, before), measured.violations(before)
     if policy == "promote":
         measured.promote(before, found)
         _promote(chain, found)
     elif policy == "zero":
         measured.withdraw(before)
+        found = dict(before)
         _withdraw(chain, found)
-    found = _follow(chain, found)
+    begun = found
+    found, inferred = _completed(chain, begun, measured)
     broken = _any_row(rows, *_violations(chain, found), *measured.violations(found))
+    if inferred.any():
+        plain, _ = _completed(chain, begun, measured, choices=False)
+        found |= {c: plain[c] for t in chain.transitions if len(t.outcomes) > 1 for c in t.children}
     labels = np.stack([found[s] for s in chain.stages[1:]], axis=1)
-    return Resolved(labels, measured.matrix(rows, found), orphans | strays, clashes | impossible, broken)
+    amounts_ = measured.matrix(rows, found)
+    return Resolved(labels, amounts_, orphans | strays, clashes | impossible, broken, read, inferred)
 
 
 class _Measured:
@@ -154,10 +165,56 @@ class _Measured:
             if v.parent in self.chain.labelled:
                 found[v.parent] = np.where(self._strays(v, before), np.int8(1), found[v.parent])
 
+    def parents(self) -> dict[str, Mask]:
+        """`{stage: rows in which an amount says that it happened}`."""
+        found: dict[str, Mask] = {}
+        for v in self.chain.values:
+            x = self.amounts[v.amount]
+            found[v.parent] = found.get(v.parent, np.zeros(len(x), np.bool_)) | (~np.isnan(x) & (x != 0))
+        return found
+
     def matrix(self, rows: int, found: Mapping[str, Column]) -> NDArray[np.float32]:
         """(rows, values) float32, NaN where the parent is not known to have happened."""
         columns = [np.where(found[v.parent] == 1, self.amounts[v.amount], np.nan) for v in self.chain.values]
         return np.stack(columns, axis=1).astype(np.float32) if columns else np.empty((rows, 0), np.float32)
+
+
+def _completed(
+    chain: Chain, found: Mapping[str, Column], measured: _Measured, choices: bool = True
+) -> tuple[dict[str, Column], Mask]:
+    """Labels with all that follows from those above, below and beside them; the rows in which one was null and follows
+    from those below or beside it.
+
+    Unless `choices`, an outcome of several does not follow from what is below it: of rows in which it is null, those
+    with something below it would be told apart from the rest, and no likelihood of the transition alone would be right.
+    """
+    out = _follow(chain, found)
+    inferred: Mask = np.zeros(len(out[chain.root]), np.bool_)
+    while any((out[s] < 0).any() for s in chain.stages[1:]):
+        before, out = out, _infer(chain, out, measured, choices)
+        changed = [(out[s] != before[s]) for s in chain.stages[1:]]
+        if not np.any(changed):
+            break
+        inferred = np.logical_or.reduce([inferred, *changed])
+        out = _follow(chain, out)
+    return out, inferred
+
+
+def _infer(chain: Chain, found: Mapping[str, Column], measured: _Measured, choices: bool) -> dict[str, Column]:
+    """What follows from a stage that happened: its parent did, if only one can have, and what it excludes did not."""
+    out = dict(found)
+    chosen = {c for t in chain.transitions if len(t.outcomes) > 1 and not choices for c in t.children}
+    for stage, mask in measured.parents().items() if choices else ():
+        out[stage] = np.where(mask & (out[stage] < 0), np.int8(1), out[stage])
+    for stage in reversed(chain.stages[1:]):
+        arrivals = chain.arrivals(stage)
+        for t in arrivals:
+            sure = np.logical_and.reduce([out[stage] == 1, *(out[u.parent] == 0 for u in arrivals if u != t)])
+            if t.parent not in chosen:
+                out[t.parent] = np.where(sure & (out[t.parent] < 0), np.int8(1), out[t.parent])
+            for other in (o for o in t.outcomes if o != stage):
+                out[other] = np.where(sure & (out[other] < 0), np.int8(0), out[other])
+    return out
 
 
 def _follow(chain: Chain, found: Mapping[str, Column]) -> dict[str, Column]:
@@ -165,9 +222,9 @@ def _follow(chain: Chain, found: Mapping[str, Column]) -> dict[str, Column]:
     out = dict(found)
     for stage in chain.stages[1:]:
         if stage in chain.otherwise:
-            out[stage] = _any_of([_rest(out, t) for t in chain.arrivals(stage)])
+            out[stage] = any_of([_rest(out, t) for t in chain.arrivals(stage)])
         else:
-            parents = _any_of([out[p] for p in chain.parents(stage)])
+            parents = any_of([out[p] for p in chain.parents(stage)])
             out[stage] = np.where((out[stage] < 0) & (parents == 0), np.int8(0), out[stage])
     return out
 
@@ -182,7 +239,7 @@ def _rest(found: Mapping[str, Column], transition: Transition) -> Column:
     return np.where((parent == 0) | taken, np.int8(0), out)
 
 
-def _any_of(columns: list[Column]) -> Column:
+def any_of(columns: list[Column]) -> Column:
     """1 where any is 1, 0 where all are 0, else -1."""
     out = columns[0]
     for column in columns[1:]:
@@ -192,7 +249,7 @@ def _any_of(columns: list[Column]) -> Column:
 
 def _violations(chain: Chain, found: Mapping[str, Column]) -> tuple[dict[str, Mask], dict[str, Mask]]:
     orphans = {
-        s: (found[s] == 1) & (_any_of([found[p] for p in chain.parents(s)]) == 0)
+        s: (found[s] == 1) & (any_of([found[p] for p in chain.parents(s)]) == 0)
         for s in chain.labelled
         if chain.parents(s) != (chain.root,)
     }
@@ -216,7 +273,7 @@ def _withdraw(chain: Chain, found: dict[str, Column]) -> None:
             for other in before:
                 found[stage] = np.where((found[stage] == 1) & (found[other] == 1), np.int8(0), found[stage])
         reached = _follow(chain, found)
-        parents = _any_of([reached[p] for p in chain.parents(stage)])
+        parents = any_of([reached[p] for p in chain.parents(stage)])
         found[stage] = np.where((found[stage] == 1) & (parents == 0), np.int8(0), found[stage])
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from espace.data.encoding.columns import Bag, Feature, Hash, Id, Number, Vector, column_of, hash_buckets, table_of
 from espace.data.encoding.columns import Sequence as History
 from espace.data.encoding.encode import NumberStats, transformed
+from espace.data.encoding.kinds import Kind
 from espace.data.encoding.table import Columns, Problems, on_all_cores
 from espace.data.encoding.vocabulary import ValueCounts, Vocabulary
 
 _SAMPLE = 200_000
+_EVENTS = 1_000_000  # of a list feature, among which the most frequent is looked for
 
 
 class Learner:
@@ -27,6 +32,8 @@ class Learner:
             for f in features
             if isinstance(f, Id | History | Bag) and table_of(f) not in self._hashed
         }
+        self._lists = {f.name: ListFacts() for f in features if isinstance(f, History | Bag)}
+        self.kinds: dict[str, Kind] = {}  # by feature of categories or dates
         self._numbers = {f.name: _Moments(_keeps_sample(f)) for f in features if isinstance(f, Number)}
 
     def add(self, table: Columns) -> None:
@@ -39,25 +46,30 @@ class Learner:
 
     def _see(self, feature: Feature, table: Columns) -> None:
         """Learn what there is to learn; what only has to be readable is read."""
-        column = column_of(feature)
         if isinstance(feature, Number):
-            self._numbers[feature.name].add(transformed(table.numbers(column), feature.log1p))
+            numbers, kind = table.number_of(feature, self.kinds.get(feature.name))
+            self._numbers[feature.name].add(transformed(numbers, feature.log1p))
+            self._keep(feature, kind)
         elif isinstance(feature, Vector):
-            table.vector(column, feature.size)
+            table.vector(column_of(feature), feature.size)
         else:
             self._count(feature, table)
-        if isinstance(feature, Bag) and feature.weights:
-            _, lengths = table.list(column, feature.separator)
-            table.list_weights(feature.weights, feature.separator, lengths, column)
 
     def _count(self, feature: Id | Hash | History | Bag, table: Columns) -> None:
-        column = column_of(feature)
         if isinstance(feature, History | Bag):
-            values, _ = table.list_categories(column, feature.separator)
+            events = table.events_of(feature)
+            values, kind = events.values, events.kind
+            self._lists[feature.name].add(values, events.lengths)
         else:
-            values = table.categories(column)
+            values, kind = table.category_of(feature)
+        self._keep(feature, kind)
         if (counts := self._counts.get(table_of(feature))) is not None:
             counts.add(values)
+
+    def _keep(self, feature: Feature, kind: Kind | None) -> None:
+        if kind is not None:
+            known = self.kinds.get(feature.name)
+            self.kinds[feature.name] = kind if known is None else known.joined(kind)
 
     def tables(self) -> dict[str, Vocabulary | int]:
         """`{table: its vocabulary, or its hash buckets}`."""
@@ -93,9 +105,60 @@ class Learner:
         return self._numbers[feature.name].quantiles(feature.buckets or 1)
 
     @property
+    def lists(self) -> dict[str, ListFacts]:
+        """`{list feature: what its lists look like}`."""
+        return {name: facts.judged() for name, facts in self._lists.items()}
+
+    @property
     def missing(self) -> dict[str, tuple[int, int]]:
         """`{number feature: (missing or not finite, rows)}`."""
         return {name: (m.missing, m.missing + m.count) for name, m in self._numbers.items()}
+
+
+class PlainFacts(TypedDict):
+    """`ListFacts` as plain values."""
+
+    rows: int
+    empty: int
+    events: int
+    most: str
+    times: int
+    seen: int
+
+
+@dataclass
+class ListFacts:
+    """What the lists of a feature look like.
+
+    rows, empty: rows in all, and without a value; events: values in all; most: the most frequent of the first `seen`
+    values, `times` of them.
+    """
+
+    rows: int = 0
+    empty: int = 0
+    events: int = 0
+    most: str = ""
+    times: int = 0
+    seen: int = 0
+
+    def __post_init__(self) -> None:
+        self._counts = ValueCounts()
+
+    def add(self, values: pa.Array, lengths: NDArray[np.int64]) -> None:
+        """See one piece."""
+        self.rows += len(lengths)
+        self.empty += int((lengths == 0).sum())
+        self.events += len(values)
+        if counted := values.slice(0, max(_EVENTS - self.seen, 0)):
+            self.seen += len(counted)
+            self._counts.add(counted)
+
+    def judged(self) -> ListFacts:
+        """With the most frequent value."""
+        known = self._counts.vocabulary(1, 1)
+        if len(known.values):
+            self.most, self.times = str(known.values[0]), known.counts[0].as_py()
+        return self
 
 
 def _keeps_sample(feature: Number) -> bool:

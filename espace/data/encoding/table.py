@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -13,9 +14,13 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from espace.data.encoding import dates
+from espace.data.encoding.columns import Bag, DatePart, Hash, Id, Number, Sequence, column_of, is_day
+from espace.data.encoding.kinds import Kind, family_of, kind_of
 from espace.data.encoding.labels import read_amount, read_label
-from espace.data.encoding.vocabulary import canonical, key_of, one_array
-from espace.data.reading.lists import first_text, split
+from espace.data.encoding.vocabulary import key_of, one_array
+from espace.data.reading.lists import first_text, remaining, split
+from espace.data.reading.spelling import canonical, is_text
 from espace.errors import DataError
 
 Extra = Literal["key", "value", "probability"]
@@ -27,14 +32,18 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def as_numbers(values: pa.Array) -> NDArray[np.float64]:
-    """A column of numbers, booleans, times or text as float64; null, and what no float32 can hold, become NaN.
+    """A column of numbers, booleans or text as float64; null, blanks, and what no float32 can hold, become NaN.
 
-    Raises pa.ArrowInvalid for text that is no number.
+    Raises pa.ArrowInvalid for text that is no number, pa.ArrowNotImplementedError for times, whose unit is that of a
+    file.
     """
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_temporal(values.type):
-        values = values.cast(pa.int32() if values.type.bit_width == 32 else pa.int64())
+        raise pa.ArrowNotImplementedError(f"{values.type} is no number")
+    if is_text(values.type):
+        texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
+        values = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
     numbers = np.array(pc.fill_null(values.cast(pa.float64(), safe=False), np.nan), np.float64)
     numbers[~(np.abs(numbers) <= LARGEST)] = np.nan
     return numbers
@@ -76,6 +85,28 @@ class Problems:
             raise DataError("\n".join(dict.fromkeys(self._found)))
 
 
+def _other_than_number(kind: pa.DataType, column: str) -> str:
+    """The way out where a column of a type was declared as a number."""
+    if pa.types.is_duration(kind) or pa.types.is_time(kind):
+        return "Write it as a number, such as seconds, or declare the feature as an id."
+    if pa.types.is_temporal(kind):
+        part = f"{column}_hour: {{type: number, column: {column}, part: hour}}"
+        return f"Take a part of it, as in {part}; parts are hour, weekday, day, month and age."
+    other = "a sequence, a bag or a vector" if pa.types.is_nested(kind) else "an id"
+    return f"Declare the feature as {other}, or mend the column."
+
+
+@dataclass(frozen=True)
+class Events:
+    """The values of a list feature, (events,), end to end; the length of each row, (rows,); their weights, (events,)
+    float32, if they have some; and what kind the values are."""
+
+    values: pa.Array
+    lengths: NDArray[np.int64]
+    weights: NDArray[np.float32] | None
+    kind: Kind
+
+
 class Columns:
     """The columns of `table`; `where` names file and row group in errors. Every method raises DataError.
 
@@ -91,34 +122,96 @@ class Columns:
         """A column as one Arrow array."""
         return one_array(self.table.column(column))
 
-    def categories(self, column: str) -> pa.Array:
-        """A category column as whole numbers or text; null where missing."""
+    def category_of(self, feature: Id | Hash, seen: Kind | None = None) -> tuple[pa.Array, Kind]:
+        """A category column as whole numbers or text, null where missing; and what kind it is.
+
+        seen: what training saw; other values are converted exactly or refused.
+        """
+        column = column_of(feature)
+        if isinstance(feature, Id) and feature.part is not None:
+            numbers, kind = self.part_of(feature, feature.part, seen)
+            missing = np.isnan(numbers)
+            return pa.array(np.floor(np.where(missing, 0, numbers)).astype(np.int64), mask=missing), kind
         values = self.array(column)
         if pa.types.is_nested(values.type):
             raise DataError(
                 f"{self.where}: '{column}' is of type {values.type}, but an id is one value a row. Declare the feature"
                 " as a sequence or a bag."
             )
-        return self._canonical(values, column)
+        found = self._canonical(values, column)
+        return found, self._kind(column, kind_of(values.type, found), seen)
+
+    def number_of(self, feature: Number, seen: Kind | None = None) -> tuple[NDArray[np.float64], Kind | None]:
+        """A number column, (rows,) float64, NaN where missing or not finite; and what kind it is, if it is of dates."""
+        if feature.part is None:
+            return self.numbers(column_of(feature)), None
+        return self.part_of(feature, feature.part, seen)
+
+    def part_of(self, feature: Id | Number, part: DatePart, seen: Kind | None) -> tuple[NDArray[np.float64], Kind]:
+        """A part of a column of dates or times, (rows,) float64, NaN where missing; and what kind the column is."""
+        column = column_of(feature)
+        with self._of(column):
+            raw = self.array(column)
+            values = dates.moments(raw, seen.zone if seen else None)
+            family = "" if pa.types.is_null(raw.type) else family_of(values.type)
+            kind = Kind(str(raw.type), family, frozenset([family] if family else []), values.type.tz)
+            self._kind(column, kind, seen)
+            if part != "age":
+                return dates.part(values, part), kind
+            return dates.age(values, self._at(feature.at or "", values.type.tz)), kind
+
+    def _at(self, at: str, zone: str | None) -> pa.Array:
+        """The moments at which an age is counted: one for each row, or one for all."""
+        return dates.midnight(at, zone) if is_day(at) else dates.moments(self.array(at), zone)
+
+    def _kind(self, column: str, found: Kind, seen: Kind | None) -> Kind:
+        """Raise DataError where the values are not of the kind that training saw."""
+        if seen is not None and (why := seen.refusal(found)):
+            raise DataError(f"{self.where}, column '{column}': {why}")
+        return found
+
+    @contextmanager
+    def _of(self, column: str) -> Iterator[None]:
+        """Says where what is wrong with a column is."""
+        try:
+            yield
+        except DataError as error:
+            place = f"{self.where}, column '{column}': "
+            raise DataError(f"{place}{str(error).removeprefix(place)}") from error
+
+    def stratum(self, column: str) -> pa.Array:
+        """A column of `data.known_by` as text, (rows,); null where missing."""
+        values = self.array(column)
+        if pa.types.is_nested(values.type):
+            raise DataError(f"{self.where}: '{column}' is of type {values.type}, but data.known_by is one value a row.")
+        return self._canonical(values, column).cast(pa.string())
 
     def numbers(self, column: str, mend: str = "") -> NDArray[np.float64]:
         """A number column as float64, NaN where missing or not finite. `mend` is the way out of what is no number."""
         values = self.array(column)
-        kind = "a sequence, a bag or a vector" if pa.types.is_nested(values.type) else "an id"
-        return self._as_numbers(
-            values, column, mend or f"Declare the feature as {kind}, or mend the column.", self.rows
-        )
+        return self._as_numbers(values, column, mend or _other_than_number(values.type, column), self.rows)
 
     def list(self, column: str, separator: str) -> tuple[pa.Array, NDArray[np.int64]]:
         """Values end to end and the length of each row."""
-        return split(self.array(column), separator, f"{self.where}, column '{column}'")
+        return split(self.array(column), separator, f"{self.where}, column '{column}'", self.rows)
 
-    def list_categories(self, column: str, separator: str) -> tuple[pa.Array, NDArray[np.int64]]:
-        """The values of all rows as whole numbers or text, end to end, and the length of each row."""
-        values, lengths = self.list(column, separator)
-        return self._canonical(values, column), lengths
+    def events_of(self, feature: Sequence | Bag, seen: Kind | None = None) -> Events:
+        """The values of all rows as whole numbers or text, end to end. A value that is missing is none. `seen` as in
+        `category_of`."""
+        column = column_of(feature)
+        raw, lengths = self.list(column, feature.separator)
+        values = self._canonical(raw, column)
+        kind = self._kind(column, kind_of(raw.type, values), seen)
+        weights = None
+        if isinstance(feature, Bag) and feature.weights:
+            weights = self._list_weights(feature.weights, feature.separator, lengths, column)
+        if values.null_count:
+            stay = pc.is_valid(values).to_numpy(zero_copy_only=False)
+            values, lengths = values.drop_null(), remaining(lengths, stay)
+            weights = None if weights is None else weights[stay]
+        return Events(values, lengths, weights, kind)
 
-    def list_weights(self, column: str, separator: str, lengths: NDArray[np.int64], of: str) -> NDArray[np.float32]:
+    def _list_weights(self, column: str, separator: str, lengths: NDArray[np.int64], of: str) -> NDArray[np.float32]:
         """The weights of the values of a bag: (values,) float32."""
         values, own = self.list(column, separator)
         if (own != lengths).any():
@@ -192,10 +285,8 @@ class Columns:
         return np.repeat(np.arange(len(lengths)) if self.rows is None else self.rows, lengths)
 
     def _canonical(self, values: pa.Array, column: str) -> pa.Array:
-        try:
+        with self._of(column):
             return canonical(values)
-        except DataError as error:
-            raise DataError(f"{self.where}, column '{column}': {error}") from error
 
     def _as_numbers(
         self, values: pa.Array, column: str, mend: str, rows: NDArray[np.int64] | None

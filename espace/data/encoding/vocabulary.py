@@ -20,40 +20,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from espace.data.reading.cache import digest
-from espace.errors import DataError
+from espace.data.reading.spelling import canonical, whole
 
 PADDING, UNKNOWN, NULL, FIRST = 0, 1, 2, 3
+_NO_NUMBER = -(2**63)  # the key of null
 VocabularyState = Mapping[str, NDArray[np.int64] | NDArray[np.uint8]]  # a plain dict of plain arrays
-_WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"
-
-
-def canonical(values: pa.Array) -> pa.Array:
-    """Category values as int64 where all are whole numbers, else as text; NaN becomes null.
-
-    Raises DataError for a type that cannot be a category (a struct, a map).
-    """
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        return canonical(values.dictionary_decode())
-    if pa.types.is_boolean(kind) or (pa.types.is_integer(kind) and kind != pa.uint64()):
-        return values.cast(pa.int64())
-    if pa.types.is_floating(kind) or kind == pa.uint64():
-        return _canonical_numbers(values)
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return pa.array([None if v is None else v.decode("utf-8", "replace") for v in values.to_pylist()], pa.string())
-    try:
-        return values.cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"a column of type {kind} cannot be a category. Use whole numbers or text.") from error
-
-
-def _canonical_numbers(values: pa.Array) -> pa.Array:
-    if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
-    try:
-        return values.cast(pa.int64())
-    except pa.ArrowInvalid:
-        return values.cast(pa.string())
 
 
 def hash_rows(values: pa.Array, salt: str, buckets: int) -> NDArray[np.int32]:
@@ -68,12 +39,14 @@ def key_of(values: pa.Array) -> NDArray[np.int64]:
     """A 64-bit key per value for grouping rows; a whole number is its own key, null is one group."""
     values = canonical(values)
     if values.type == pa.int64():
-        return np.asarray(pc.fill_null(values, -(2**63)).to_numpy(zero_copy_only=False), np.int64)
-    encoded = values.dictionary_encode(null_encoding="encode")
-    texts = [b"\xff" if v is None else v.encode() for v in encoded.dictionary.to_pylist()]
-    keys = np.array([xxhash.xxh64_intdigest(t) for t in texts], np.uint64).view(np.int64)
-    out: NDArray[np.int64] = keys[encoded.indices.to_numpy()]
-    return out
+        return np.asarray(pc.fill_null(values, _NO_NUMBER).to_numpy(zero_copy_only=False), np.int64)
+    encoded = values.dictionary_encode()
+    known, keys = whole(encoded.dictionary)
+    texts = [v.encode() for v in encoded.dictionary.to_pylist()]
+    hashed = np.array([0 if k else xxhash.xxh64_intdigest(t) for t, k in zip(texts, known, strict=True)], np.uint64)
+    out = np.append(np.where(known, keys, hashed.view(np.int64)), _NO_NUMBER)
+    found: NDArray[np.int64] = out[pc.fill_null(encoded.indices, len(texts)).to_numpy(zero_copy_only=False)]
+    return found
 
 
 def _spread(rows: NDArray[np.int32], indices: pa.Array) -> NDArray[np.int32]:
@@ -103,7 +76,7 @@ class Vocabulary:
     def encode(self, values: pa.Array) -> NDArray[np.int32]:
         """Table rows of canonical `values`: (len(values),) int32. Never fails."""
         if self.values.type == pa.int64():
-            return self._encode_whole(values if values.type == pa.int64() else _whole_numbers(values))
+            return self._encode_whole(values) if values.type == pa.int64() else self._encode_digits(values)
         encoded = values.cast(pa.string()).dictionary_encode()
         known = self._row_of_text
         return _spread(
@@ -119,6 +92,12 @@ class Vocabulary:
         rows = self._look_up(numbers)
         if values.null_count:
             rows[pc.is_null(values).to_numpy(zero_copy_only=False)] = NULL
+        return rows
+
+    def _encode_digits(self, texts: pa.Array) -> NDArray[np.int32]:
+        known, numbers = whole(texts)
+        rows = np.where(known, self._look_up(numbers), np.int32(UNKNOWN))
+        rows[pc.is_null(texts).to_numpy(zero_copy_only=False)] = NULL
         return rows
 
     def _look_up(self, numbers: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -173,13 +152,6 @@ class Vocabulary:
         return cls(pa.array([text[a:b].decode() for a, b in pairwise([0, *ends])], pa.string()), counts)
 
 
-def _whole_numbers(texts: pa.Array) -> pa.Array:
-    """Text as int64. What is no whole number as we would print it becomes the least int64, known to no vocabulary."""
-    whole = pc.fill_null(pc.match_substring_regex(texts, _WHOLE), False)
-    numbers = pc.if_else(whole, texts, "0").cast(pa.int64())
-    return pc.if_else(pc.is_null(texts), pa.scalar(None, pa.int64()), pc.if_else(whole, numbers, -(2**63)))
-
-
 class ValueCounts:
     """Counts of the values of one table, over pieces, with memory of the distinct values only. Features that share the
     table may add at the same time."""
@@ -214,12 +186,18 @@ class ValueCounts:
         """The values seen at least `min_count` times, the `max_size` most frequent of them."""
         if not self._parts:
             return Vocabulary(pa.array([], pa.int64()), pa.array([], pa.int64()))
-        table = self._merged()
+        table = _as_numbers(self._merged())
         table = table.filter(pc.greater_equal(table["count"], min_count))
         table = table.sort_by([("count", "descending"), ("value", "ascending")]).slice(0, max_size)
-        if table["value"].type == pa.null():
-            table = table.set_column(0, "value", table["value"].cast(pa.int64()))
         return Vocabulary(one_array(table["value"]), one_array(table["count"]).cast(pa.int64()))
+
+
+def _as_numbers(table: pa.Table) -> pa.Table:
+    """The counted values as int64 where all are the digits of one, so that it does not matter where they stood."""
+    if table["value"].type == pa.int64():
+        return table
+    known, numbers = whole(one_array(table["value"]))
+    return table.set_column(0, "value", pa.array(numbers)) if known.all() else table
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -32,12 +32,14 @@ class Layout:
     """How a CSV file is written. Its text is part of the cache key.
 
     delimiter: one character, None when the ending decides; names: the columns of a file without a header;
-    types: columns whose type is not inferred; nulls: what stands for a missing value besides the usual marks.
+    types: columns whose type is not inferred; text: columns that are read as text unless `types` has them; nulls: what
+    stands for a missing value besides the usual marks.
     """
 
     delimiter: str | None
     names: tuple[str, ...] | None
     types: tuple[tuple[str, str], ...]
+    text: tuple[str, ...] = ()
     nulls: tuple[str, ...] = ()
 
     @property
@@ -87,14 +89,15 @@ def _first_kinds(place: Place, layout: Layout) -> dict[str, pa.DataType]:
         names = reader.schema.names
         _check_header(place, layout, names)
         kinds = dict(zip(names, reader.schema.types, strict=True))
+    as_text = {name: pa.string() for name in names if name in layout.text} | layout.kinds
     if batch is None:
-        return kinds | layout.kinds
+        return kinds | as_text
     for name in names:
         if pa.types.is_binary(kinds[name]):
             raise DataError(_NOT_UTF8.format(place.name, f"column '{name}'"))
         if pa.types.is_float64(kinds[name]) and _is_rounded_id(batch.column(name)):
             kinds[name] = pa.string()
-    return kinds | layout.kinds
+    return kinds | as_text
 
 
 _NOT_UTF8 = "{}: {} is not UTF-8 text. Convert the file: iconv -f latin1 -t utf-8."

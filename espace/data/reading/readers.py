@@ -39,7 +39,9 @@ class Files:
     format: by each file's ending when not given. The other options are for CSV. delimiter: by the ending if not given;
     column_names: for files without a header; column_types: Arrow names of types that are not to be inferred;
     null_values: what stands for a missing value besides the empty cell, `NULL`, `null`, `NaN`, `nan` and backslash-N.
-    CSV and Arrow streams are turned once into Parquet, in the cache folder.
+    text: columns of categories and of lists: a CSV has no types, so there they are text, every value as it is written;
+    where files differ in the type of one, it is the text of its values. CSV and Arrow streams are turned once into
+    Parquet, in the cache folder.
 
     Attributes: apart, `{column that not all files have, or not in one type: why it cannot be read}`; such columns are
     not in the schema.
@@ -56,6 +58,7 @@ class Files:
         self,
         source: str | Sequence[str],
         split: str,
+        text: Sequence[str] = (),
         *,
         format: Literal["parquet", "csv", "arrow"] | None = None,
         delimiter: str | None = None,
@@ -63,12 +66,12 @@ class Files:
         column_types: Mapping[str, str] | None = None,
         null_values: Sequence[str] = (),
     ) -> None:
-        layout = _layout(split, delimiter, column_names, column_types, null_values)
+        layout = _layout(split, delimiter, column_names, column_types, text, null_values)
         places = files.find(source, split, _is_data(format))
         found = [formats.recognise(place, format or formats.by_ending(place.name), layout) for place in places]
         found = hive.with_folders(found)
         self._files = {file.place.name: file for file in found}
-        (self.schema, self.apart), self.pieces = _survey(found, split)
+        (self.schema, self.apart), self.pieces = _survey(found, split, text)
         self.fingerprint = cache.digest(*(file.fingerprint for file in found))
 
     def read(self, piece: Piece, columns: Sequence[str]) -> pa.Table:
@@ -82,14 +85,15 @@ class Files:
         return schemas.fit(_read(self._files[piece.source], piece, wanted.names), wanted, str(piece))
 
 
-def parquet(source: str | Sequence[str], split: str) -> Files:
+def parquet(source: str | Sequence[str], split: str, text: Sequence[str] = ()) -> Files:
     """`Files` in Parquet, whatever their endings."""
-    return Files(source, split, format="parquet")
+    return Files(source, split, text, format="parquet")
 
 
 def csv(
     source: str | Sequence[str],
     split: str,
+    text: Sequence[str] = (),
     *,
     delimiter: str | None = None,
     column_names: Sequence[str] | None = None,
@@ -100,6 +104,7 @@ def csv(
     return Files(
         source,
         split,
+        text,
         format="csv",
         delimiter=delimiter,
         column_names=column_names,
@@ -108,9 +113,9 @@ def csv(
     )
 
 
-def arrow(source: str | Sequence[str], split: str) -> Files:
+def arrow(source: str | Sequence[str], split: str, text: Sequence[str] = ()) -> Files:
     """`Files` in the Arrow IPC file or stream format, whatever their endings."""
-    return Files(source, split, format="arrow")
+    return Files(source, split, text, format="arrow")
 
 
 @espace.hookimpl
@@ -127,19 +132,21 @@ def _layout(
     delimiter: str | None,
     names: Sequence[str] | None,
     types: Mapping[str, str] | None,
+    text: Sequence[str],
     nulls: Sequence[str],
 ) -> Layout:
     if delimiter is not None and len(delimiter) != 1:
         raise DataError(f"{split}: delimiter is {delimiter!r}. Give one character, such as ';' or \"\\t\".")
     schemas.refuse_repeats(names or (), f"{split}: column_names", "Give every column a name of its own.")
-    return Layout(delimiter, tuple(names) if names else None, tuple(sorted((types or {}).items())), tuple(nulls))
+    kinds = tuple(sorted((types or {}).items()))
+    return Layout(delimiter, tuple(names) if names else None, kinds, tuple(sorted(text)), tuple(nulls))
 
 
 def _is_data(format: str | None) -> Callable[[str], bool]:
     return lambda name: format is not None or formats.format_of(name) is not None
 
 
-def _survey(found: Sequence[formats.File], split: str) -> tuple[schemas.Agreed, tuple[Piece, ...]]:
+def _survey(found: Sequence[formats.File], split: str, text: Sequence[str]) -> tuple[schemas.Agreed, tuple[Piece, ...]]:
     """The common columns and all pieces. Files without rows have no say in the columns."""
     columns: list[schemas.Named] = []
     pieces: list[Piece] = []
@@ -153,7 +160,7 @@ def _survey(found: Sequence[formats.File], split: str) -> tuple[schemas.Agreed, 
         raise DataError(
             f"{split}: no rows: {found[0].place.name} and {len(found) - 1} other files are empty. Check them."
         )
-    return schemas.agree(columns), tuple(pieces)
+    return schemas.agree(columns, text), tuple(pieces)
 
 
 def apart(reader: Reader) -> Mapping[str, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
+from pyarrow.types import is_nested
 
+from espace.data.reading.spelling import canonical
 from espace.errors import DataError, did_you_mean
 
 Named = tuple[str, pa.Schema]  # a file's name and its columns
@@ -17,8 +19,10 @@ def plain(schema: pa.Schema) -> pa.Schema:
     return pa.schema([(field.name, _plain(field.type)) for field in schema])
 
 
-def agree(schemas: Sequence[Named]) -> Agreed:
+def agree(schemas: Sequence[Named], text: Sequence[str] = ()) -> Agreed:
     """The columns that all files have, in the order of the first, each in a type that holds what every file has.
+
+    text: columns that are the text of their values where types differ so that none holds both.
 
     With them `{column that a file lacks, or that has types with none in common: why, naming both files}`.
     """
@@ -27,7 +31,7 @@ def agree(schemas: Sequence[Named]) -> Agreed:
     origin = dict.fromkeys(common.names, first)  # the file that gave a column its type
     apart: dict[str, str] = {}
     for name, other in ((name, plain(schema)) for name, schema in schemas[1:]):
-        found = {**_missing(name, other, first, common), **_merge(kinds, origin, name, other)}
+        found = {**_missing(name, other, first, common), **_merge(kinds, origin, name, other, text)}
         apart = {**found, **apart}
     return pa.schema([field for field in kinds.items() if field[0] not in apart]), apart
 
@@ -91,11 +95,15 @@ def _missing(name: str, other: pa.Schema, first: str, common: pa.Schema) -> dict
     }
 
 
-def _merge(kinds: dict[str, pa.DataType], origin: dict[str, str], name: str, other: pa.Schema) -> dict[str, str]:
+def _merge(
+    kinds: dict[str, pa.DataType], origin: dict[str, str], name: str, other: pa.Schema, text: Sequence[str]
+) -> dict[str, str]:
     problems = {}
     for field in other:
         known = kinds.get(field.name, field.type)
         merged = _common(known, field.type)
+        if merged is None and field.name in text and not (is_nested(known) or is_nested(field.type)):
+            merged = pa.string()
         if merged is None:
             both = f"is {field.type}, but {known} in {origin[field.name]}"
             way_out = f"Write both with one type; for CSV, set column_types: {{{field.name}: string}}."
@@ -115,11 +123,21 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return None
 
 
+def _is_spelt(kind: pa.DataType) -> bool:
+    """Whether values of this type become text by the one spelling of a category; text does not change."""
+    return not (_plain(kind) == pa.string() or pa.types.is_null(kind))
+
+
 def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArray:
     if column.type == field.type:
         return column
     try:
+        if pa.types.is_string(field.type) and _is_spelt(column.type):
+            chunks = [canonical(chunk).cast(field.type) for chunk in column.chunks]
+            return pa.chunked_array(chunks, field.type)
         return column.cast(field.type)
+    except DataError as error:
+        raise DataError(f"{where}, column '{field.name}': {error}") from error
     except pa.ArrowException as error:
         kinds = f"column '{field.name}' is {column.type} and cannot be read as {field.type}"
         raise DataError(f"{where}: {kinds}: {error}. Write all files of the source with one type.") from error

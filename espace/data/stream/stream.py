@@ -9,8 +9,9 @@ thread reads ahead: where it can, it sends whole windows, out of which the GPU t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,7 @@ from espace.data.encoding.encode import Encoder
 from espace.data.encoding.encoded import Encoded
 from espace.data.reading.split import Part
 from espace.data.stream.prefetch import prefetched
+from espace.data.stream.sampling import times_used
 
 if TYPE_CHECKING:
     from espace.contracts import Sampler, ScoredSampler
@@ -225,8 +227,14 @@ class Stream:
         rows, weights, *labels = (torch.from_numpy(array) for array in found)
         if not len(rows):
             return batch.take(torch.zeros(1, dtype=torch.int64)).weighted(torch.zeros(1))
-        sampled = batch.take(rows).weighted(weights)
+        used = times_used(self.encoder.chain, batch.labels, self._rates)
+        sampled = batch.take(rows).weighted(weights / used[rows])
         return replace(sampled, labels=labels[0]) if labels else sampled
+
+    @cached_property
+    def _rates(self) -> Mapping[str, Sequence[float]]:
+        found: Mapping[str, Sequence[float]] = getattr(self.sampling, "rates", dict)()
+        return found
 
     def _slice(self, batch: Batch) -> Batch:
         """This rank's rows; a rank without any takes one row of weight 0, so that all ranks make the same steps."""

@@ -35,7 +35,7 @@ class EntireSpace:
         } | self._values.terms
 
     def __call__(self, p: espace.Probabilities, labels: espace.Labels) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """{stage: (loss of each row (batch,), 1 where the row counts (batch,))}."""
+        """{stage: (loss of each row (batch,), for how many rows the row stands (batch,))}."""
         terms = {}
         for stage in self.chain.labelled:
             known = labels.known(stage)  # (batch,)

@@ -41,22 +41,29 @@ class ParentSpace:
         )
 
     def __call__(self, p: espace.Probabilities, labels: espace.Labels) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """{term: (loss of each row (batch,), 1 where the row counts in the divisor (batch,))}."""
+        """{term: (loss of each row (batch,), how much the row counts in the divisor (batch,))}."""
         terms = {name: self._term(transition, p, labels) for transition, name in self._names.items()}
         return terms | self._values(p, labels)
 
     def _term(
         self, transition: espace.Transition, p: espace.Probabilities, labels: espace.Labels
     ) -> tuple[Tensor, Tensor]:
-        parent = transition.parent
-        happened = torch.stack([labels.happened(o) for o in transition.outcomes])  # (outcomes, batch)
-        none = torch.stack([labels.of(o) == 0 for o in transition.outcomes]).all(0)
         added = labels.added(transition.outcomes[0])
-        rows = labels.happened(parent) * torch.maximum(happened.amax(0), none.float()) + added
-        log_likelihood = p.log_nothing(transition) * (none + added)
-        for outcome, mask in zip(transition.outcomes, happened, strict=True):
-            log_likelihood = log_likelihood + p.log_prob(outcome, given=parent) * mask
-        return -log_likelihood * rows, rows if self.divide_by == "rows" else torch.ones_like(rows)
+        rows = labels.known_class(transition) + added
+        loss = -self._log_likelihood(transition, p, labels) * rows
+        return loss, rows if self.divide_by == "rows" else torch.ones_like(rows)
+
+    def _log_likelihood(self, transition: espace.Transition, p: espace.Probabilities, labels: espace.Labels) -> Tensor:
+        """log P of the classes that the labels leave possible, given the parent: (batch,)."""
+        found = [p.log_prob(outcome, given=transition.parent) for outcome in transition.outcomes]
+        happened = torch.stack([labels.of(o) == 1 for o in transition.outcomes])  # (outcomes, batch)
+        if len(found) == 1:
+            return found[0].where(happened[0], p.log_nothing(transition))
+        unknown = torch.stack([labels.of(o) == -1 for o in transition.outcomes])
+        taken = happened.any(0)
+        possible = torch.cat([happened | (unknown & ~taken), ~taken[None]])  # (outcomes + 1, batch)
+        classes = torch.stack([*found, p.log_nothing(transition)])
+        return classes.masked_fill(~possible, -torch.inf).logsumexp(0)
 
 
 def _term_name(chain: espace.Chain, transition: espace.Transition) -> str:

@@ -1,18 +1,13 @@
-"""Fewer negatives, and predictions that make up for it (re-calibration, He et al., ADKDD 2014).
+"""Fewer negatives, the rest counting for those left out (negative down-sampling, He et al., ADKDD 2014).
 
 A row is a negative of stage v when a parent of v happened and v did not; it is kept with the product of the rates r_v
-of the stages of which it is a negative. So of the rows that take a path c_1, c_2, ... down the chain, a share r(c_1)
-r(c_2) ... is kept, and on the kept rows, P', every loss converges to
+of the stages of which it is a negative. So of the rows that take a path c_1, c_2, ... down the chain, a share
+r(c_1) r(c_2) ... is kept, and each row that is kept counts with the inverse of it (Horvitz and Thompson, 1952). So every
+sum over rows is on average what it was, and every loss converges to the probabilities before sampling: of the sampled
+stage, of those before and behind it, and of others beside it that depend on it.
 
-    P'(path)  =  r(path) P(path) / sum over all paths of the same      P(path)  =  P'(path) / r(path) / sum of the same
-
-The second is the correction. For stage v after u, when nothing below v is sampled, it is a shift of one logit,
-
-    P'(v|u) / P'(not v|u)  =  P(v|u) / (r_v P(not v|u))                logit P(v|u)  =  logit P'(v|u) + log r_v
-
-Conditionals below v stay as they are, since all their rows are kept. Those above v are corrected row by row, as more of
-the rows in which nothing sampled happened are there than were: `Probabilities.reweighted` does it. All terms see one
-sample, so the corrected conditionals multiply to the corrected marginals under any objective.
+He et al. train on the kept rows as they are and shift the logit by log r_v afterwards. On a chain that is a line both
+have one optimum; beside a sampled stage, or where its labels are not known, only weights have the right one.
 """
 
 from __future__ import annotations
@@ -30,7 +25,7 @@ from espace.parts.samplers import label, reached
 
 
 class NegativeDownsample:
-    """Keeps a share of the negatives of some stages; predictions are corrected for it."""
+    """Keeps a share of the negatives of some stages; each counts for those that were left out."""
 
     def __init__(self, chain: espace.Chain, *, keep: dict[str, Annotated[float, Gt(0), Le(1)]]) -> None:
         """keep: `{stage: share of its negatives that is kept}`. Raises ValueError for a stage that has no negatives."""

@@ -1,11 +1,12 @@
 """Positives copied: OVERSAMPLING of the ESMM paper (Ma et al., SIGIR 2018, section 3.2; Weiss 2004).
 
-Rows in which the stage v happened are used k times. With q = P(v given parent) of the data, every loss converges to
+Rows in which the stage v happened are used k times. With q = P(v given parent) of the data, every loss on the copies as
+they are converges to
 
     P'(v given parent)  =  k q / (1 + (k - 1) q)         odds' = k odds         logit P = logit P' - log k
 
-the last of which is the correction; the ESMM paper makes none, and AUC within the parent's rows does not see it. A copy
-counts for the stages before v too, whose probabilities `Probabilities.reweighted` corrects row by row.
+as in the paper, which makes no correction; AUC within the parent's rows does not see it. Corrected, a copy counts with
+1 / k, and every loss converges to the probabilities of the data.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Oversample:
     """Uses the rows in which a stage happened several times."""
 
     def __init__(self, chain: espace.Chain, *, stage: str, factor: Annotated[int, Ge(2)], correct: bool = True) -> None:
-        """stage: of the chain; factor: how often its rows are used; correct: whether predictions make up for it.
+        """stage: of the chain; factor: how often its rows are used; correct: whether copies share the weight of their row.
 
         Raises ValueError for a stage that the chain has not, or that every row is.
         """
