@@ -179,8 +179,7 @@ class Run:
     def predict_file(self, reader: Reader, out: Path, keep: Sequence[str] | None = None) -> Iterator[int]:
         """Stream predictions of all rows of `reader` to a Parquet file, in their order, beside the columns in `keep`.
 
-        None keeps all that all files have and Parquet can hold. Yields the rows done so far. The file appears under its
-        name when it is complete.
+        None keeps all that can be. Yields the rows done so far. The file appears under its name when it is complete.
 
         Raises DataError naming file and row group for what cannot be read, RunError when `out` cannot be written.
         """
