@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from espace.data.reading.readers import Piece
     from espace.model.blocks import Activation, Count, Dropout, FieldMatrix, FirstOrder, Gate, Norm, dense
     from espace.model.features import ExtraTable, Features, FeatureSpec, Field
+    from espace.model.named import NamedModules
     from espace.registry.hookspecs import Register, hookimpl
     from espace.runs.experiment import Experiment
     from espace.runs.run import Run, load
@@ -62,6 +63,7 @@ __all__ = [
     "Labels",
     "Link",
     "Metric",
+    "NamedModules",
     "Norm",
     "Objective",
     "Piece",
@@ -103,6 +105,7 @@ _HOME = {
     "Gate": "model.blocks",
     "Norm": "model.blocks",
     "dense": "model.blocks",
+    "NamedModules": "model.named",
     "Chain": "chain.chain",
     "Transition": "chain.grammar",
     "Value": "chain.grammar",

@@ -31,6 +31,10 @@ Overrides = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Plugins = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--plugin", help="Load this plugin, ./file.py or a module; again for more.", show_default=False),
+]
 
 
 @contextmanager
@@ -43,11 +47,25 @@ def _told(debug: bool = False) -> Iterator[None]:
     except EspaceError as error:
         if debug:
             raise
-        typer.secho(f"espace: {error}", fg=typer.colors.RED, err=True)
+        _complain(str(error))
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        typer.secho("espace: interrupted", err=True)
+        _complain("interrupted")
         raise typer.Exit(130) from None
+
+
+def _complain(text: str) -> None:
+    """What went wrong, in red."""
+    from espace.errors import visible
+
+    typer.secho(f"espace: {visible(text)}", fg=typer.colors.RED, err=True)
+
+
+def _say(text: str) -> None:
+    """A result."""
+    from espace.errors import visible
+
+    typer.echo(visible(text))
 
 
 @app.command()
@@ -77,6 +95,7 @@ def fit(
         from espace.runs.experiment import Experiment
         from espace.runs.report import Report
         from espace.runs.run import config_file
+        from espace.runs.trust import check_listed
 
         more = list(overrides or [])
         if file is not None and "=" in str(file) and not file.exists():
@@ -84,6 +103,8 @@ def fit(
         if file is None and resume is None:
             raise ConfigError("fit: name a YAML file, as in espace fit examples/esmm.yaml, or --resume RUN.")
         source = file if file is not None else config_file(resume or Path())
+        if file is None:
+            check_listed(source, more)
         Experiment.from_yaml(source, more).fit(run_dir, resume=resume, report=Report(quiet))
 
 
@@ -98,7 +119,7 @@ def check(file: File, overrides: Overrides = None, debug: Debug = False) -> None
         from espace.runs.report import Report
 
         Experiment.from_yaml(file, overrides or []).check(Report())
-        typer.echo("Nothing stands against training.")
+        _say("Nothing stands against training.")
 
 
 @app.command()
@@ -111,7 +132,7 @@ def show(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
         from espace.runs.experiment import Experiment
         from espace.runs.show import describe
 
-        typer.echo(describe(Experiment.from_yaml(file, overrides or [])))
+        _say(describe(Experiment.from_yaml(file, overrides or [])))
 
 
 @app.command()
@@ -124,6 +145,7 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Also write the metrics to this JSON file.", show_default=False),
     ] = None,
+    plugin: Plugins = None,
     debug: Debug = False,
 ) -> None:
     """Judge a trained run on other data, every probability in its own space.
@@ -137,7 +159,7 @@ def evaluate(
         from espace.runs.run import config_file, load, write_results
 
         source = config_file(run)
-        trained = load(run, checkpoint)
+        trained = load(run, checkpoint, plugin or [])
         config = load_config(source, overrides or [], trained.registry)
         found = evaluate_run(trained, config, split, Report())
         if out is not None:
@@ -164,6 +186,7 @@ def predict(
         ),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    plugin: Plugins = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -179,7 +202,7 @@ def predict(
         from espace.runs.build import scores_of
         from espace.runs.run import load
 
-        trained = load(run, checkpoint)
+        trained = load(run, checkpoint, plugin or [])
         config = override(trained.config, overrides or [], trained.registry)
         trained.scores = scores_of(config)
         named = any(text.startswith("data.type=") for text in overrides or [])
@@ -201,13 +224,14 @@ def _predict(run: Run, source: Reader, out: Path, keep: list[str] | None, quiet:
     from espace.runs.report import Report
 
     report, total, done = Report(quiet), sum(p.rows for p in source.pieces), 0
+    run.strays.tell = report.warn
     for done in run.predict_file(source, out, keep):
         report.progress("rows", done, total)
     report.done_reading()
     for note in passed_on(source, keep)[1]:
         report.warn(note)
     if not quiet:
-        typer.echo(f"{done:,} rows with {_columns_of(run)}: {out}")
+        _say(f"{done:,} rows with {_columns_of(run)}: {out}")
 
 
 def _columns_of(run: Run) -> str:
@@ -238,7 +262,7 @@ def list_(
     with _told(debug):
         from espace.runs.show import catalogue
 
-        typer.echo(catalogue(kind, plugin or []))
+        _say(catalogue(kind, plugin or []))
 
 
 @app.command()
@@ -258,7 +282,7 @@ def schema(
         from espace.config import json_schema
         from espace.registry.registry import load as load_plugins
 
-        typer.echo(json.dumps(json_schema(load_plugins(plugin or [])), indent=2))
+        _say(json.dumps(json_schema(load_plugins(plugin or [])), indent=2))
 
 
 @app.command()
@@ -288,7 +312,7 @@ def compare(
 
         failed = run_comparison(file, overrides or [], out, workers, Report(quiet)).failed
         for planned, why in failed.items():
-            typer.secho(f"espace: {planned} failed: {why}", fg=typer.colors.RED, err=True)
+            _complain(f"{planned} failed: {why}")
         if failed:
             raise typer.Exit(1)
 
@@ -310,7 +334,7 @@ def new(
     with _told(debug):
         from espace.registry.new import create
 
-        typer.echo(create(kind, name, folder))
+        _say(create(kind, name, folder))
 
 
 @app.command()

@@ -248,7 +248,8 @@ class Reader(Protocol):
     """Tables, piece by piece. Built as `factory(source, split[, text], *, options)`, by `register_readers`.
 
     source: what the YAML says under `train`, `validation` or `test`; split: which of these, or `predict`; text: the
-    columns that hold categories or lists: where types have to be guessed, these are text. It can be pickled.
+    columns that hold categories or lists: where types have to be guessed, these are text. It can be pickled. It may
+    have `check(piece | None)`, which raises DataError when the rows of a piece, or any, have changed.
     """
 
     @property

@@ -17,9 +17,10 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_neighbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or fills the user's cache, takes more than one core, or rounds otherwise than on another machine."""
+    """No test reads or fills the user's own folders, takes more than one core, or rounds otherwise than on another machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ESPACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("ESPACE_STATE", str(tmp_path_factory.mktemp("state")))
         patch.setenv("OMP_NUM_THREADS", "1")  # of subprocesses
         patch.setenv("ESPACE_PRECISION", "32-true")
         torch.set_num_threads(1)

@@ -252,6 +252,24 @@ class TestLabels:
         assert said.code == 0
         assert "Note: validation: 'conversion' never happens in 600 known rows" in said.out
 
+    @pytest.mark.parametrize("shuffle", [True, False])
+    def test_rows_sorted_by_a_label_are_a_note(self, shop, shuffle):
+        order = np.argsort(ROWS["click"].to_numpy(), kind="stable")
+        shop.write(ROWS.take(order), group=100)
+        said = shop.espace("check", shop.yaml(data=data(shuffle=shuffle)))
+        assert said.code == 0, said
+        assert "Note: train: the rows look sorted: 'click' is 1 in 0.00% to 100.00% of the rows of a piece." in said.out
+        assert ("rows from all over the data" in said.out) == shuffle
+        assert ("set data.shuffle: true" in said.out) != shuffle
+        shop.write(ROWS, group=100)
+        assert "look sorted" not in shop.espace("check", shop.yaml()).out
+
+    def test_numbers_far_from_all_that_training_saw_are_a_note(self, shop):
+        shop.write(put(ROWS, price=[1e9] * 600), "validation.parquet")
+        said = shop.espace("check", shop.yaml())
+        assert said.code == 0, said
+        assert "Note: validation: 'price' is far from all that training saw in 600 of 600 rows: 1e+09 (" in said.out
+
     def test_a_label_that_is_1_everywhere_is_a_note(self, shop):
         shop.write(put(ROWS, click=[1] * 600))
         said = shop.espace("check", shop.yaml())
@@ -689,6 +707,13 @@ class TestRunFolders:
         said = shop.espace("fit", shop.yaml(), "--run-dir", "run")
         refused(
             said,
+            "run: it exists and is not empty. Choose another --run-dir.",
+        )
+
+    def test_a_run_is_not_written_over_but_gone_on_with(self, copied):
+        said = copied.espace("fit", copied.yaml(), "--run-dir", "run")
+        refused(
+            said,
             "run: it exists and is not empty. Go on with it by espace fit --resume run, or choose another --run-dir",
         )
 
@@ -792,7 +817,6 @@ class TestPredict:
         [
             (["--data", "tset.parquet"], "'tset.parquet' does not exist."),
             (["--data", "empty"], "the folder 'empty' has no data files"),
-            (["--data", "zero.parquet"], "no rows: zero.parquet"),
             (["--data", "few.parquet"], "few.parquet: there is no column 'user_id', which the model reads."),
             (["--data", "lists.parquet"], "lists.parquet, row group 0: 'user_id' is of type list"),
             (
@@ -804,7 +828,6 @@ class TestPredict:
     )
     def test_what_cannot_be_predicted_leaves_no_file(self, shop, trained, options, says):
         (shop.folder / "empty").mkdir()
-        shop.write(ROWS.slice(0, 0), "zero.parquet")
         shop.write(ROWS.drop_columns(["user_id", "price"]), "few.parquet")
         shop.write(put(ROWS, user_id=lambda v: [[u] for u in v]), "lists.parquet")
         before = set(shop.folder.iterdir())

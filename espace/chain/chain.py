@@ -39,6 +39,7 @@ class Chain:
         transitions = [t for t in found if not isinstance(t, Value)]
         if not transitions:
             raise ChainError("chain: no transition was given. Write a line such as impression -> click -> conversion.")
+        checks.check_size(found)
         stages, placed = checks.in_topological_order(transitions)
         values = [t for t in found if isinstance(t, Value)]
         checks.check_values(stages, values)

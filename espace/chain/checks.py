@@ -13,6 +13,20 @@ if TYPE_CHECKING:
     from espace.chain.chain import Chain
 
 
+MAX_NAMES, MAX_LINES = 256, 1_000  # stages and values, transitions: the checks below look at pairs of them
+
+
+def check_size(transitions: Sequence[Transition]) -> None:
+    """Raise ChainError for a chain that is too large to be checked, let alone trained, in good time."""
+    names = {name for t in transitions for name in (t.parent, *t.children)}
+    for found, most, what in ((names, MAX_NAMES, "stages and values"), (transitions, MAX_LINES, "transitions")):
+        if len(found) > most:
+            raise ChainError(
+                f"chain: it has {len(found):,} {what}, more than {most:,}, and each transition is a tower. Leave some"
+                " out, or make models of parts of it."
+            )
+
+
 def in_topological_order(transitions: Iterable[Transition]) -> tuple[tuple[str, ...], tuple[Transition, ...]]:
     """Stages and transitions, parents before children, else as they were written. Raises ChainError for a cycle."""
     waiting = list(transitions)

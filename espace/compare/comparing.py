@@ -20,6 +20,7 @@ from espace.compare.outcome import Compared, Outcome
 from espace.compare.planned import Planned
 from espace.compare.statistics import Difference, Ranked, difference, holm
 from espace.compare.workers import Task, run
+from espace.data.reading.naming import file_name
 from espace.errors import EspaceError, RunError
 from espace.runs.experiment import Experiment
 from espace.runs.report import Report
@@ -238,7 +239,7 @@ def compare(
     Raises ConfigError with all that is wrong before anything is run; RunError when the folder cannot be written.
     """
     comparison = Comparison(path, overrides)
-    folder = Path(out) if out is not None else Path("compare") / comparison.name
+    folder = Path(out) if out is not None else Path("compare") / file_name(comparison.name)
     with writing(folder, "--out"):
         (folder / "runs").mkdir(parents=True, exist_ok=True)
     return Comparing(comparison, folder.resolve(), max(1, workers), report or Report(quiet=True)).run()

@@ -15,7 +15,8 @@ from espace.data.auditing import audit
 from espace.data.auditing.scan import Task, scan_other
 from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder
-from espace.data.stream.stream import Plan, Stream
+from espace.data.stream.plan import Plan
+from espace.data.stream.stream import Stream
 from espace.errors import DataError
 from espace.registry.registry import Registry
 from espace.runs.build import build_objective, build_weighting, chain_of, extras_of, labels_of, rows_at_once

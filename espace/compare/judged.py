@@ -61,8 +61,8 @@ def judge(base: Path, wanted: Wanted, runs: Path, planned: Planned) -> None:
         kept = _Kept({name: spaces_of(config)[name] for name in wanted.spaces}, wanted.whole)
         found = judge_columns(config, registry, dict(planned.columns), kept.see)
     else:
-        trained = load(stem.parent)
-        config = configuration.load(base, planned.overrides_in(runs), trained.registry)
+        config, _ = configuration.load_with_plugins(base, planned.overrides_in(runs))
+        trained = load(stem.parent, plugins=config.plugins)
         kept = _Kept({name: spaces_of(config)[name] for name in wanted.spaces}, wanted.whole)
         found = evaluate_run(trained, config, "test", quiet, kept.see)
     partial_file = stem.with_suffix(".partial.npz")

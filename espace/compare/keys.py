@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Le, MinLen
 
+from espace.config.naming import name_problem, name_problems
+from espace.config.schema import Seed
 from espace.config.validate import Section, check
 from espace.config.yamlfile import Key, Problem, Source, show
 from espace.errors import did_you_mean
@@ -60,7 +62,7 @@ class Keys(Section):
     base: str
     overrides: list[str] = []
     conditions: dict[str, list[str]] = {}
-    seeds: Annotated[list[int], MinLen(1)] = [0]
+    seeds: Annotated[list[Seed], MinLen(1)] = [0]
     shares: Annotated[list[Annotated[float, Gt(0), Le(1)]], MinLen(1)] = [1.0]
     report: Annotated[list[str], MinLen(1)]
     helpers: dict[str, list[str]] = {}
@@ -95,6 +97,10 @@ def _contradictions(keys: Keys) -> Iterator[Problem]:
     """What types cannot say."""
     if not keys.variants:
         yield Problem(("variants",), "there is none. Write each under a name of its own, as in esmm: [].")
+    for section in ("variants", "conditions", "helpers", "products"):
+        yield from name_problems((section,), getattr(keys, section) or ())
+    if keys.name and (why := name_problem(keys.name)):
+        yield Problem(("name",), why)
     for name in ("seeds", "shares", "report"):
         values = getattr(keys, name)
         for i, value in enumerate(values):

@@ -14,6 +14,7 @@ from espace.compare.comparison import Comparison
 from espace.compare.judged import Values
 from espace.compare.planned import Planned
 from espace.compare.statistics import LEVEL, Difference, quantile
+from espace.data.reading.naming import file_name
 from espace.runs.figures import Interval
 from espace.runs.report import Report
 from espace.runs.run import writing
@@ -94,7 +95,7 @@ class Outcome:
             self._write_results(folder / "results.csv")
             (folder / "table.md").write_text(self.markdown())
             for metric in self.comparison.keys.report:
-                self._draw(metric, folder / "figures" / f"{metric.replace('/', '_')}.png", report)
+                self._draw(metric, folder / "figures" / f"{file_name(metric.replace('/', '_'))}.png", report)
         report.tell(self.markdown())
         report.tell(f"Written to {folder}: table.md, results.csv, figures, runs")
 

@@ -7,10 +7,12 @@ makes a number of it), and `???` has to be given by an override. An empty key at
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
 import operator
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from espace.config import crosscheck
 from espace.config.json_schema import json_schema
 from espace.config.overrides import apply
 from espace.config.parts import Binder
+from espace.config.references import bounded
 from espace.config.schema import DEFAULTS, Component, Fields
 from espace.config.validate import check
 from espace.config.yamlfile import MAX_DEPTH, MAX_NODES, Key, Problem, Source, dotted, dump, read, show
@@ -32,6 +35,7 @@ __all__ = [
     "Config",
     "check_monitor",
     "json_schema",
+    "listed_plugins",
     "load",
     "load_with_plugins",
     "monitor_mode",
@@ -83,9 +87,24 @@ def override(config: Config, overrides: Sequence[str], registry: Registry) -> Co
 
 
 def save(config: Config, path: str | Path) -> None:
-    """Write a YAML file that `load` reads as the same configuration, every default written out."""
-    text = dump(_escaped(config.to_dict()))
-    Path(path).write_text(f"# Every default is written out. To repeat: espace fit {path}\n{text}", encoding="utf-8")
+    """Write a YAML file that `load` reads as the same configuration, every default written out; all of it or nothing."""
+    text = f"# Every default is written out. To repeat: espace fit {path}\n{dump(_escaped(config.to_dict()))}"
+    partial = Path(f"{path}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def listed_plugins(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """The plugins that a YAML file and the overrides list, none of them loaded. Raises ConfigError."""
+    listed = _read(Path(path), overrides).tree.get("plugins")
+    return [plugin for plugin in listed if isinstance(plugin, str)] if isinstance(listed, list) else []
 
 
 def check_monitor(config: Config, names: Sequence[str]) -> None:
@@ -166,8 +185,9 @@ def _resolve(source: Source) -> None:
 
     for key, text in list(_references(source.tree, ())):
         try:
+            bounded(source.tree, text)
             OmegaConf.create([text])
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, ValueError) as error:
             _take_out(source, key, text, error)
     tree, nodes = OmegaConf.create(source.tree), itertools.count()
     for key, text in list(_references(source.tree, ())):
@@ -207,6 +227,8 @@ def _take_out(source: Source, key: Key, text: str, error: Exception) -> None:
 def _why(text: str, key: Key, reason: str) -> str:
     if text == "???":
         return f"it has to be given. Write it in the file, or add the override {dotted(key)}=VALUE."
+    if reason.startswith("It is too much"):
+        return f"{show(text)}: {reason[:1].lower()}{reason[1:]}. Write the value itself."
     variable = re.search(r"Environment variable '(.*)' not found", reason)
     if variable:
         mend = f"Set it, or write ${{oc.env:{variable[1]},default}}."

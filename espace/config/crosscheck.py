@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from espace.chain.chain import Chain
 from espace.chain.spaces import of_potential, spaces
 from espace.config import scorecheck
+from espace.config.naming import name_problem, name_problems
 from espace.config.schema import Fields
 from espace.config.yamlfile import Key, Problem
 from espace.errors import ChainError, did_you_mean
@@ -15,7 +16,7 @@ from espace.errors import ChainError, did_you_mean
 
 def problems(config: Fields, broken: Collection[Key]) -> list[Problem]:
     """Everything that contradicts itself; keys in `broken` have problems of their own and are not judged again."""
-    found = [*_columns(config), *_shares(config), *_parts(config), *scorecheck.syntax(config)]
+    found = [*_names(config), *_columns(config), *_shares(config), *_parts(config), *scorecheck.syntax(config)]
     found += [] if _within(broken, ("data", "split")) else _split(config)
     if not (config.features or _within(broken, ("features",))):
         found.append(Problem(("features",), "there is none. Name at least one, as in user_id: id."))
@@ -25,7 +26,7 @@ def problems(config: Fields, broken: Collection[Key]) -> list[Problem]:
         chain = Chain.parse(config.chain)
     except ChainError as error:
         return [*found, _chain_problem(str(error))]
-    checks = (_labels, _stages, _towers, _potential, _metrics, _violations, _scores, _optimizer)
+    checks = (_stage_names, _labels, _stages, _towers, _potential, _metrics, _violations, _scores, _optimizer)
     return [*found, *(problem for check in checks for problem in check(config, chain))]
 
 
@@ -62,6 +63,25 @@ def _chain_problem(text: str) -> Problem:
         return Problem(("chain",), text)
     key = ("chain", int(line[1]) - 1) if line[1] else ("chain",)
     return Problem(key, text[line.end() :])
+
+
+def _names(config: Fields) -> Iterator[Problem]:
+    """Names that are no names; those of stages and values are looked at with the chain."""
+    yield from name_problems(("features",), config.features)
+    yield from name_problems(("metrics",), config.metrics)
+    yield from name_problems(("scores",), (name for name in config.scores if name.isidentifier()))
+    called: list[tuple[Key, object]] = [
+        (("metrics", n, "name"), m.options.get("name")) for n, m in config.metrics.items()
+    ]
+    for key, name in [*called, (("name",), config.name)]:
+        if isinstance(name, str) and name and (why := name_problem(name)):
+            yield Problem(key, why)
+
+
+def _stage_names(config: Fields, chain: Chain) -> Iterator[Problem]:
+    for name in (*chain.stages, *_amounts(chain)):
+        if why := name_problem(name):
+            yield Problem(("chain",), f"'{name[:20]}...': {why}")
 
 
 def _labels(config: Fields, chain: Chain) -> Iterator[Problem]:

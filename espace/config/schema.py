@@ -14,6 +14,7 @@ Rows: TypeAlias = str | int | list[str]  # a path, a number of rows to simulate,
 Moment: TypeAlias = str | int | float
 Count: TypeAlias = Annotated[int, Gt(0)]
 Positive: TypeAlias = Annotated[float, Gt(0)]
+Seed: TypeAlias = Annotated[int, Ge(0), Le(2**32 - 1)]  # what every generator of random numbers takes
 NotNegative: TypeAlias = Annotated[float, Ge(0)]
 
 PARTS = {  # key: kind
@@ -171,5 +172,5 @@ class Fields(Section):
     mode: Literal["min", "max"] | None = None
     patience: Count | None = None
     checkpoint_every: Count | None = None
-    seed: int = 0
+    seed: Seed = 0
     plugins: list[str] = []

@@ -155,7 +155,8 @@ def _limits(metadata: Iterable[Any]) -> list[str]:
             found += _limits(item.metadata)
         elif type(item) in _LIMITS:
             attribute, words = _LIMITS[type(item)]
-            found.append(f"{words} {getattr(item, attribute):g}")
+            limit = getattr(item, attribute)
+            found.append(f"{words} {limit:,}" if isinstance(limit, int) else f"{words} {limit:g}")
         elif isinstance(item, annotated_types.GroupedMetadata):
             found += _limits(item)
     return found

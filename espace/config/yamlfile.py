@@ -23,6 +23,7 @@ from espace.errors import ConfigError, did_you_mean
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
 MAX_NODES = 10_000
+_TOO_MANY = f"aliases and lists make more than {MAX_NODES:,} values; keep long lists in data files"
 
 Key = tuple[str | int, ...]  # where a value stands in the tree: ("features", "user_id", "dim"), ("chain", 0)
 
@@ -183,6 +184,7 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes only; refuses tags and deep nesting before they are built."""
 
     depth = 0
+    nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """One node and all below it."""
@@ -191,6 +193,9 @@ class _Loader(yaml.SafeLoader):
         if tag not in (None, "!"):
             raise yaml.MarkedYAMLError(problem=f"the tag {tag} is not taken; remove it", problem_mark=event.start_mark)
         self.depth += 1
+        self.nodes += 1
+        if self.nodes > 2 * MAX_NODES:  # a key is a node too
+            raise yaml.MarkedYAMLError(problem=_TOO_MANY, problem_mark=event.start_mark)
         if self.depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=f"it is nested deeper than {MAX_DEPTH}", problem_mark=event.start_mark)
         node = super().compose_node(parent, index)
@@ -213,8 +218,7 @@ class _Builder:
     def _value(self, node: yaml.Node, key: Key) -> Any:
         self.nodes += 1
         if self.nodes > MAX_NODES or len(key) > MAX_DEPTH:
-            what = f"aliases and lists make more than {MAX_NODES:,} values; keep long lists in data files"
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(problem=_TOO_MANY, problem_mark=node.start_mark)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key)
         if isinstance(node, yaml.SequenceNode):

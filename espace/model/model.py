@@ -17,6 +17,8 @@ from espace.data.batch import Batch
 from espace.model.blocks import Gate
 from espace.model.compiling import Compiled
 from espace.model.features import FeatureSpec
+from espace.model.named import NamedModules
+from espace.model.returned import check_names, check_vectors
 
 TowerFactory = Callable[[FeatureSpec], nn.Module]
 
@@ -66,18 +68,20 @@ class Model(nn.Module):
         super().__init__()
         self.chain = chain
         self.joint = frozenset(joint)
-        self.embeddings = nn.ModuleDict(embeddings)
+        self.embeddings = NamedModules(embeddings)
         self.sharing = sharing
-        self.towers = nn.ModuleDict(towers)
+        self.towers = NamedModules(towers)
         self.link = link
         parts = [m for module in (sharing, self.towers, link) for m in module.modules()]
         self.gates = [m for m in sharing.modules() if isinstance(m, Gate) and m.layer is not None]
         self._auxiliary = [m for m in parts if _asks(m)]
-        self.kinds = nn.ModuleDict(kinds or {})
+        self.kinds = NamedModules(kinds or {})
         self._kinds = {name: as_kind(module) for name, module in self.kinds.items()}
         self._compiled: dict[str, Compiled] = {}
         assert isinstance(link, Wide), "a link has widths"
-        self.heads = nn.ModuleDict({t.name: nn.Linear(link.widths[t.name], self._logits(t)) for t in chain.heads})
+        self._widths = {name: _width_of(tower) for name, tower in towers.items()}
+        self._linked = dict(link.widths)
+        self.heads = NamedModules({t.name: nn.Linear(link.widths[t.name], self._logits(t)) for t in chain.heads})
 
     def _logits(self, transition: Transition) -> int:
         """How many numbers the head of a transition gives."""
@@ -88,10 +92,13 @@ class Model(nn.Module):
         """Every probability of every row."""
         if "shared" in self.embeddings:
             features = self.sharing(self.embeddings["shared"](batch))
+            check_names("sharing", features, self._widths)
         else:
             features = {name: embedding(batch) for name, embedding in self.embeddings.items()}
         vectors = {name: tower(features[name]) for name, tower in (self._compiled or self.towers).items()}
+        check_vectors("tower", vectors, self._widths, len(batch))
         linked: Mapping[str, Tensor] = self.link(vectors)
+        check_vectors("link", linked, self._linked, len(batch))
         with torch.autocast(
             next(iter(linked.values())).device.type, enabled=False
         ):  # a bfloat16 logit knows few numbers
@@ -154,6 +161,12 @@ class Model(nn.Module):
         head = self.heads[name]
         assert isinstance(head, nn.Linear), "as built"
         return head
+
+
+def _width_of(tower: nn.Module) -> int:
+    width = tower.out_features
+    assert isinstance(width, int), "a tower has out_features"
+    return width
 
 
 def _asks(module: nn.Module) -> TypeGuard[Asking]:

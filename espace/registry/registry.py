@@ -116,6 +116,10 @@ class Registry:
         """All parts of a kind, in the order in which they came."""
         return list(self._entries[kind].values())
 
+    def all(self) -> list[Entry]:
+        """All parts of all kinds."""
+        return [entry for entries in self._entries.values() for entry in entries.values()]
+
     def add(self, entry: Entry) -> None:
         """Take a part in. Raises PluginError, naming both packages, when another one has its name."""
         known = self._entries[entry.kind].setdefault(entry.name, entry)

@@ -17,6 +17,7 @@ from espace.data.batch import Batch
 from espace.data.reading.split import Part
 from espace.data.stream.stream import Stream
 from espace.errors import ConfigError, did_you_mean
+from espace.registry.blame import parts_told
 from espace.registry.registry import Registry
 from espace.runs.build import (
     build_encoder,
@@ -105,10 +106,11 @@ def evaluate_run(
     parts = {name: _open_part(config, run.registry, name)}
     tables, numbers = run.encoder.tables, run.encoder.numbers
     task = task_of(config, run.registry)
-    encoder = build_encoder(config, tables, numbers, task.limits)
+    encoder = build_encoder(config, tables, numbers, task.limits, run.encoder.kinds)
     scans = {name: scan_other(task, parts[name], encoder, report.progress)}
     judge_scans(config, parts, scans, report, task.limits)
-    found = evaluate(config, run, Prepared(parts, scans, encoder).stream(config, name), see=see)
+    with parts_told(run.registry):
+        found = evaluate(config, run, Prepared(parts, scans, encoder).stream(config, name), see=see)
     report.results(config, name, found.metrics)
     return found
 

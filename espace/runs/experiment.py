@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
 
@@ -12,21 +12,20 @@ import torch
 
 import espace.config as configuration
 from espace.config import Config
-from espace.errors import ConfigError, RunError
+from espace.errors import ConfigError
+from espace.registry.blame import parts_told
 from espace.registry.registry import Registry
 from espace.runs.build import (
     build_model_probe,
 )
+from espace.runs.folder import clear_beginning, has_begun, new_folder, owned, refuse_taken, removed_if_empty
 from espace.runs.html import in_notebook
 from espace.runs.metrics import metric_names
 from espace.runs.opening import Prepared, prepare
 from espace.runs.report import Report
 from espace.runs.resuming import check_same
-from espace.runs.run import (
-    Run,
-    new_folder,
-    removed_if_empty,
-)
+from espace.runs.run import Run
+from espace.runs.trust import remember
 from espace.training.optim import load_kernels
 
 
@@ -39,8 +38,9 @@ class Experiment:
     def __init__(self, config: Config, registry: Registry) -> None:
         self.config = config
         self.registry = registry
-        _check_names(config, registry)
-        build_model_probe(config, registry)
+        with parts_told(registry):
+            _check_names(config, registry)
+            build_model_probe(config, registry)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -54,7 +54,16 @@ class Experiment:
 
         Raises DataError with every reason not to train.
         """
-        return prepare(self.config, self.registry, report or Report(quiet=True))
+        self._check_machine()
+        with parts_told(self.registry):
+            return prepare(self.config, self.registry, report or Report(quiet=True))
+
+    def _check_machine(self) -> None:
+        """Raise ConfigError for what `trainer` asks of a machine that this one is not."""
+        if self.config.trainer or torch.cuda.device_count() > 1:
+            from espace.training.machine import check_machine  # here, since Lightning is slow to import
+
+            check_machine(self.config.trainer)
 
     def fit(
         self,
@@ -72,12 +81,15 @@ class Experiment:
         had been drawn; those of accelerators are seeded anew at every step.
         """
         from espace.runs.fitting import Fitting, check_length  # here, since Lightning is slow to import
+        from espace.training.machine import torch_as_it_was
 
+        self._check_machine()
         report = (report or Report(quiet=not in_notebook())) if _is_first_rank() else Report(quiet=True)
         folder = _run_folder(self.config, run_dir, resume)
-        if resume is not None:
-            check_same(self.config, self.registry, folder)
-        with removed_if_empty(folder), torch.random.fork_rng(devices=[]):
+        mine = owned(folder) if _is_first_rank() else nullcontext()
+        fresh = (parts_told(self.registry), torch.random.fork_rng(devices=[]), torch_as_it_was())
+        with removed_if_empty(folder), mine, fresh[0], fresh[1], fresh[2]:
+            goes_on = self._enter(folder, resume is not None, report)
             wanted = self.config.optimizer.tables != "dense" and not torch.cuda.is_available()
             kernels = Thread(target=load_kernels if wanted else None)  # beside reading, which leaves a core idle
             kernels.start()
@@ -85,9 +97,25 @@ class Experiment:
             check_length(self.config, prepared)
             trained = Fitting(self.config, self.registry, prepared, folder, report)
             kernels.join()  # numba changes the filters of warnings while it compiles, and so does what follows
-            if not trained.run(resume is not None):
+            if not trained.run(goes_on):
                 return None
             return trained.finish()
+
+    def _enter(self, folder: Path, resumes: bool, report: Report) -> bool:
+        """Whether to go on from a checkpoint in the folder. Raises RunError when this is not the run that began there, or
+        a new one would write over something."""
+        goes_on = resumes and has_begun(folder)
+        if goes_on:
+            check_same(self.config, self.registry, folder)
+        elif resumes:
+            report.warn(f"{folder}: the run was stopped before its first checkpoint, so it begins at the start.")
+        if _is_first_rank():
+            if not resumes:
+                refuse_taken(folder)
+            elif not goes_on:
+                clear_beginning(folder)
+            remember(folder, self.config.plugins)
+        return goes_on
 
 
 def _check_names(config: Config, registry: Registry) -> None:
@@ -108,14 +136,11 @@ def _check_names(config: Config, registry: Registry) -> None:
 def _run_folder(config: Config, asked: str | Path | None, resume: str | Path | None) -> Path:
     """The run's folder, into which only the first rank writes."""
     if resume is not None:
-        if not (Path(resume) / "checkpoints" / "last.ckpt").exists():
-            raise RunError(
-                f"{resume}: there is no checkpoints/last.ckpt to go on from. Start again with another --run-dir."
-            )
+        has_begun(Path(resume))
         return Path(resume)
     if not _is_first_rank():
         return Path(asked or "runs")
-    return new_folder(config, Path(asked) if asked else None, time.strftime("%Y%m%d-%H%M%S"))
+    return new_folder(config, Path(asked) if asked else None)
 
 
 def _is_first_rank() -> bool:

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Fonts of systems that have Chinese, Japanese and Korean letters, which matplotlib's own lacks.
+_MORE_LETTERS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "SimHei",
+)
 
 Curves = Mapping[str, Mapping[str, Mapping[str, list[float]]]]
 Points = Sequence[tuple[float, float]]  # mean and half the width of its interval
@@ -31,10 +46,19 @@ def _pyplot() -> ModuleType:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import font_manager, pyplot
 
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    pyplot.rcParams["font.sans-serif"] = ["DejaVu Sans", *(name for name in _MORE_LETTERS if name in there)]
     module: ModuleType = pyplot
     return module
+
+
+def _save(figure: Figure, target: Path) -> None:
+    """Write a picture. A letter that no font of this machine has is a box in it, and no warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(target, dpi=120)
 
 
 def draw_learning(metrics: Path, target: Path) -> None:
@@ -52,7 +76,7 @@ def draw_learning(metrics: Path, target: Path) -> None:
         axes.set(title=title, xlabel="step")
         if axes.lines:
             axes.legend(fontsize=8)
-    figure.savefig(target, dpi=120)
+    _save(figure, target)
     plt.close(figure)
 
 
@@ -78,7 +102,7 @@ def draw_gates(metrics: Path, target: Path) -> None:
         plot.set(title=gate, xlabel="step", ylabel="mean weight", ylim=(0, 1))
         plot.title.set_fontsize(9)
         plot.legend(fontsize=7)
-    figure.savefig(target, dpi=120)
+    _save(figure, target)
     plt.close(figure)
 
 
@@ -100,7 +124,7 @@ def draw_calibration(spaces: Mapping[str, Mapping[str, list[float]]], target: Pa
             plot.plot(*zip(*pairs, strict=True), marker="o", markersize=4)
         plot.set(title=space, xlabel="predicted", ylabel="observed")
         plot.title.set_fontsize(9)
-    figure.savefig(target, dpi=120)
+    _save(figure, target)
     plt.close(figure)
 
 
@@ -119,7 +143,7 @@ def draw_shares(metric: str, shares: Sequence[float], lines: Mapping[str, Points
     else:
         axes.set_xticks(range(len(lines)), list(lines), rotation=30 if len(lines) > 6 else 0)
     axes.set(title=metric, ylabel=f"{metric}, test")
-    figure.savefig(target, dpi=120)
+    _save(figure, target)
     plt.close(figure)
 
 
@@ -146,5 +170,5 @@ def draw_conditions(
         plot.set_yticks(range(len(conditions)), list(conditions))
         plot.set_ylim(len(conditions) - 0.5, -0.5)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
-    figure.savefig(target, dpi=120)
+    _save(figure, target)
     plt.close(figure)

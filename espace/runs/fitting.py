@@ -20,6 +20,7 @@ from espace.data.stream.module import DataModule, gpu_of
 from espace.data.stream.stream import Stream
 from espace.errors import ConfigError, NonFiniteError, RunError
 from espace.registry.registry import Registry
+from espace.runs.artefact import artefact_of, place_in, told_in
 from espace.runs.build import (
     build_model,
     build_objective,
@@ -27,14 +28,15 @@ from espace.runs.build import (
     build_weighting,
 )
 from espace.runs.evaluating import build_judge, evaluate
+from espace.runs.failing import explained
 from espace.runs.opening import Prepared
 from espace.runs.report import Report
 from espace.runs.run import (
     Run,
-    artefact_of,
     load,
     write_results,
     write_start,
+    writing,
 )
 from espace.training.callbacks import Checkpoints, Interrupted, Interrupts, Quarters
 from espace.training.checkpoint import read_checkpoint
@@ -94,8 +96,10 @@ class Fitting:
         release_memory()  # training reads less at a time than what came before
         keep_freed()
         self.report.start(config, self.model, self.folder, trainer.precision)
-        with lightning_quiet(), _alone_again(), interrupts:
-            self._fit(trainer, monitored, folder / "last.ckpt" if resume else None)
+        start = folder / "last.ckpt" if resume else None
+        told = explained(self.folder, start, lambda: checkpoints.began, trainer.world_size)
+        with told, lightning_quiet(), _alone_again(), interrupts:
+            self._fit(trainer, monitored, start)
         return bool(trainer.is_global_zero)
 
     def _fit(self, trainer: _Trainer, monitored: bool, start: Path | None) -> None:
@@ -109,6 +113,11 @@ class Fitting:
                 raise
             self.report.stopped(self.folder, trainer.global_step)
             raise SystemExit(stop.exit_code) from None
+        except RuntimeError as error:
+            if "deterministic implementation" not in str(error):
+                raise
+            what = f"trainer.deterministic: torch cannot do a step so: {str(error).partition('. ')[0]}"
+            raise ConfigError(f"{what}. Set warn, or false; on one CPU a run gives the same bits anyway.") from error
 
     def _module(self) -> Training:
         weighting = build_weighting(self.config, self.registry, self.objective)
@@ -135,22 +144,22 @@ class Fitting:
         train = replace(train, sampling=sampler, scoring=self.prepared.scoring)
         return DataModule(train, self.prepared.stream(self.config, "validation") if monitored else None)
 
-    def _resumed_at(self) -> int | None:
+    def _resumed_at(self) -> int:
         """The step from which the run goes on.
 
         Raises RunError when its checkpoint is damaged, or the data is not the same.
         """
-        content = read_checkpoint(self.folder / "checkpoints" / "last.ckpt")
-        if content["espace"]["data"] != self._identity():
+        file = self.folder / "checkpoints" / "last.ckpt"
+        content = read_checkpoint(file, only_whole=True)
+        if told_in(content, file).get("data") != self._identity():
             raise RunError(f"{self.folder}: the training data is not what it was when the run began. Start a new run.")
-        step: int | None = content.get("global_step")
-        return step
+        return place_in(content, file)
 
     def finish(self) -> Run:
         """Evaluate the best weights where the run trained, write results and pictures, print the tables."""
         del self.model  # and, with the trainer, the state of the optimiser: it is large
         gc.collect()
-        run = load(self.folder)
+        run = load(self.folder, plugins=self.config.plugins)
         results: dict[str, float] = {}
         curves = {}
         for name, prefix in (("validation", "val"), ("test", "test")):
@@ -162,8 +171,9 @@ class Fitting:
                 self.report.results(self.config, name, found.metrics)
         for module in (run.model, run.weighting):
             module.cpu()  # where predictions are made
-        write_results(self.folder, results)
-        self.report.figures(self.folder, curves)
+        with writing(self.folder, "--run-dir"):
+            write_results(self.folder, results)
+            self.report.figures(self.folder, curves)
         self.report.finished(self.folder)
         return run
 
@@ -183,7 +193,7 @@ def _says_when(config: Config) -> bool:
 
 @contextmanager
 def _alone_again() -> Iterator[None]:
-    """What a distributed run leaves in this process is taken away, so that what follows is a process of its own."""
+    """The group of processes of a distributed run is left, so that what follows is a process of its own."""
     before, joined = set(os.environ), dist.is_available() and dist.is_initialized()
     try:
         yield

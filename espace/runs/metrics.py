@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torchmetrics import Metric
@@ -20,7 +20,7 @@ def build_metrics(config: Config, registry: Registry) -> dict[str, dict[str, Met
 
     They are all metrics of its kind, those with `of` where they name it.
 
-    Raises ConfigError when `of` names what a metric cannot judge, and when two metrics of one thing compute one name.
+    Raises ConfigError when `of` names what a metric cannot judge, and when two numbers would have one name.
     """
     return {
         space: {n: metric for n, (metric, _) in found.items()} for space, found in _judging(config, registry).items()
@@ -50,9 +50,20 @@ def _judging(config: Config, registry: Registry) -> dict[str, dict[str, tuple[Me
         problems += [p for space in judged if (p := _computed_twice(name, part, values, space, found[space]))][:1]
         for space in judged:
             found[space][name] = metric, values
+    problems += _like_a_term(found, build_objective(config, registry).terms)
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def _like_a_term(found: Mapping[str, Mapping[str, tuple[Metric, list[str]]]], terms: Collection[str]) -> list[str]:
+    """Metrics of a stage called loss that have the name of a term of the loss."""
+    computed = [value for _, values in found.get("loss", {}).values() for value in values if value in terms]
+    return [
+        f"chain: '{value}' of the stage 'loss' and the loss term of '{value}' would both be val/loss/{value}. Rename"
+        " one of the two stages."
+        for value in computed
+    ]
 
 
 def _not_judged(name: str, kind: str, space: str, of_values: bool) -> str:

@@ -20,7 +20,8 @@ from espace.data.encoding.table import Problems
 from espace.data.reading.readers import apart
 from espace.data.reading.split import Between, HeldOut, Part, Sampled
 from espace.data.reading.times import Clock, overlaps
-from espace.data.stream.stream import Plan, Scoring, Stream
+from espace.data.stream.plan import Plan
+from espace.data.stream.stream import Scoring, Stream
 from espace.errors import ConfigError, DataError, did_you_mean
 from espace.registry.registry import Registry
 from espace.registry.signature import accepts
@@ -108,7 +109,7 @@ def _scorer(config: Config, registry: Registry) -> tuple[Run, str] | None:
     if scored_by is None:
         return None
     folder, stage = scored_by
-    run = load(folder)
+    run = load(folder, plugins=config.plugins)
     if stage not in run.model.chain.stages:
         raise ConfigError(f"sampler: the chain of {folder} has no stage '{stage}'. Train a run that predicts it.")
     return run, stage
@@ -145,8 +146,8 @@ def judge_scans(
         for problem in audit.errors(parts[name], scan, chain, labels, data.violations, data.allow_leaks, limits)
     ]
     for name, scan in scans.items():
-        for line in audit.warnings(parts[name], scan, chain):
-            report.warn(line)
+        order = audit.in_order(scan, data.shuffle) if name == "train" else []
+        report.warn_all([*audit.warnings(parts[name], scan, chain), *order])
     spans = {name: scan.span for name, scan in scans.items() if scan.span}
     for line in overlaps(config.data.split.by or "", spans) if config.data.split else ():
         report.warn(line)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from espace.config import Config
 from espace.contracts import Objective
 from espace.data.auditing.scan import Scan
+from espace.errors import visible
 from espace.model.model import Model
 from espace.runs import widths
 from espace.runs.figures import (
@@ -43,7 +46,22 @@ from espace.training.bars import shows_bars
 if TYPE_CHECKING:
     from espace.training.narrator import Narrator
 
+_NAMES_AND_NUMBERS = re.compile(r"'[^']*'|\d[\d,.]*")
+_SHOWN = 3  # notes of one kind
 _PLAIN_WIDTH = 1_000  # of output that goes to a file or a pipe, where nothing has to go for want of room
+
+
+class SafeConsole(Console):
+    """A console on which text cannot command the terminal: its control characters are written out."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich does, of text that is visible, so that a column is as wide as what stands in it."""
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """As rich does, every piece of text made visible."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 class Report:
@@ -52,13 +70,24 @@ class Report:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         width = None if sys.stdout.isatty() else _PLAIN_WIDTH
-        self.console = Console(quiet=quiet, width=width, markup=False, highlight=False)
+        self.console = SafeConsole(quiet=quiet, width=width, markup=False, highlight=False)
         self._reading: Progress | None = None
         self._bars: dict[str, TaskID] = {}
 
     def warn(self, text: str) -> None:
         """A line that asks for attention."""
         self._tell(("Note:", "yellow"), f" {text}")
+
+    def warn_all(self, lines: Iterable[str]) -> None:
+        """Notes, of which those that differ in names and numbers only are one line: the first, and how many more."""
+        kinds: dict[str, list[str]] = {}
+        for line in lines:
+            kinds.setdefault(_NAMES_AND_NUMBERS.sub("", line), []).append(line)
+        for same in kinds.values():
+            shown = same if len(same) <= _SHOWN else same[:1]
+            for line in shown:
+                more = len(same) - len(shown)
+                self.warn(f"{line} And {more:,} more notes of this kind." if more else line)
 
     def tell(self, text: str) -> None:
         """A line, or several, as they are."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import espace.config as configuration
 from espace.config import Config
-from espace.errors import RunError
+from espace.config.yamlfile import show
+from espace.errors import ConfigError, RunError
 from espace.registry.registry import Registry
+from espace.runs.artefact import told_in
 from espace.runs.opening import PARTS
-from espace.runs.run import (
-    config_file,
-)
+from espace.training.checkpoint import read_checkpoint
+
+_SHOWN = 5  # options of which old and new value are told
 
 _MAY_CHANGE = (
     "name",
@@ -40,17 +42,40 @@ _DATA_MAY_CHANGE = (
 
 
 def check_same(config: Config, registry: Registry, run: Path) -> None:
-    """Raise RunError when the run was begun with options that cannot change on the way."""
-    now, then = (c.to_dict() for c in (config, configuration.load(config_file(run), (), registry)))
+    """Raise RunError when the run was begun with options that cannot change on the way, as its checkpoint has them."""
+    file = run / "checkpoints" / "last.ckpt"
+    told = told_in(read_checkpoint(file, only_whole=True), file)["config"]
+    try:
+        then = Config.from_dict(told, registry).to_dict()
+    except ConfigError as error:
+        raise RunError(f"{run}: it was begun with what is not there now: {error} Start a new run.") from error
+    now = config.to_dict()
     changed = [key for key in then if key not in (*_MAY_CHANGE, "data") and now[key] != then[key]]
-    for key in {**then["data"], **now["data"]}:
-        if key not in _DATA_MAY_CHANGE and now["data"].get(key) != then["data"].get(key):
-            changed.append(f"data.{key}")
-    for key in _PLACE:
-        if now["trainer"].get(key) != then["trainer"].get(key):
-            changed.append(f"trainer.{key}")
+    for section, keys in (("data", {**then["data"], **now["data"]}), ("trainer", dict.fromkeys(_PLACE))):
+        free = _DATA_MAY_CHANGE if section == "data" else ()
+        differ = [key for key in keys if now[section].get(key) != then[section].get(key)]
+        changed += [f"{section}.{key}" for key in differ if key not in free]
     if changed:
         raise RunError(
-            f"{run}: it was begun with another {', '.join(changed)}. What may change when a run goes on:"
-            f" {', '.join(_MAY_CHANGE)}. Start a new run with another --run-dir."
+            f"{run}: it was begun with another {', '.join(changed)}. {_told(then, now, changed)} What may change when a"
+            f" run goes on: {', '.join(_MAY_CHANGE)}. Start a new run with another --run-dir."
         )
+
+
+def _told(then: object, now: object, changed: Sequence[str]) -> str:
+    """`optimizer.lr was 0.01, now it is 1.0.` The first few of them."""
+    differ = [
+        line
+        for line in _differences(then, now, "")
+        if any(f"{line} ".startswith(f"{c}{e}") for c in changed for e in ". ")
+    ]
+    more = f" And {len(differ) - _SHOWN} more." if len(differ) > _SHOWN else ""
+    return f"{'; '.join(differ[:_SHOWN])}.{more}"
+
+
+def _differences(then: object, now: object, where: str) -> Iterator[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in {**then, **now}:
+            yield from _differences(then.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+    elif then != now:
+        yield f"{where} was {show(then)}, now it is {show(now)}"

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +22,23 @@ from espace.chain.scores import Numbers, predictions
 from espace.config import Config
 from espace.contracts import Reader
 from espace.data.batch import Batch
-from espace.data.encoding.encode import Encoder, kinds_from_state, learnt_from_state
+from espace.data.encoding.encode import Encoder
+from espace.data.encoding.strays import Strays
 from espace.data.encoding.table import Columns
 from espace.data.encoding.vocabulary import Vocabulary
+from espace.data.reading.decoded import as_table, to_parquet
+from espace.data.reading.naming import file_name
 from espace.data.reading.readers import Piece, apart
-from espace.errors import DataError, NonFiniteError, RunError, did_you_mean
+from espace.errors import ConfigError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
+from espace.registry.blame import parts_told
 from espace.registry.registry import Registry
 from espace.registry.registry import load as load_plugins
+from espace.runs.artefact import Artefact, check_complete, opened, understood
 from espace.runs.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
 from espace.runs.html import html_of_run, results_in
 from espace.runs.passing import check_columns, passed_on
+from espace.runs.trust import chosen
 from espace.training.checkpoint import read_checkpoint
 from espace.training.optim import settle
 from espace.training.precision import autocast, default_precision
@@ -50,32 +56,11 @@ PACKAGES = [
 ]
 
 
-def artefact_of(config: Config, encoder: Encoder) -> dict[str, object]:
-    """What a checkpoint needs beside the weights to predict: plain values and tensors only."""
-    return {"format": 1, "config": config.to_dict(), "encoder": _tensors(encoder.state())}
-
-
-def _tensors(state: Mapping[str, object]) -> dict[str, object]:
-    return {name: _tensors(v) if isinstance(v, Mapping) else _tensor(v) for name, v in state.items()}
-
-
-def _tensor(value: object) -> object:
-    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-
-
-def _arrays(state: Mapping[str, object]) -> dict[str, object]:
-    return {name: _arrays(v) if isinstance(v, Mapping) else _array(v) for name, v in state.items()}
-
-
-def _array(value: object) -> object:
-    return value.numpy() if isinstance(value, torch.Tensor) else value
-
-
 class Run:
     """A trained model with its encoder: from a run folder, or from a checkpoint file alone.
 
     Attributes: config, registry, encoder, model (in eval mode), weighting (of the loss terms), folder (None for a lone
-    checkpoint), scores (by name).
+    checkpoint), scores (by name), strays (which tells of odd numbers).
     """
 
     def __init__(
@@ -94,6 +79,7 @@ class Run:
         self.weighting = weighting
         self.folder = folder
         self.scores = scores_of(config)
+        self.strays = Strays(encoder)
 
     @property
     def results(self) -> dict[str, float | None]:
@@ -123,13 +109,16 @@ class Run:
         The columns are `p_<stage>`, `p_<stage>_given_<parent>` and `score_<name>`. A score is null where a column that
         decides it is missing.
 
+        A number far from all that training saw is told once per column, as a Python warning.
+
         `table` is a pyarrow Table, or anything with columns that pyarrow takes (a pandas DataFrame, a dict of lists).
         Raises DataError for a missing column or a value that cannot be read, NonFiniteError for a score that is
         undefined.
         """
-        read = _as_table(table)
+        read = as_table(table)
         self._check_input("the table", read.column_names)
-        return self._predict(read, "the table")
+        with parts_told(self.registry):
+            return self._predict(read, "the table")
 
     def _check_input(self, where: str, found: Sequence[str], apart: Mapping[str, str] | None = None) -> None:
         """Raise DataError naming every column that the model or a score reads and the input lacks."""
@@ -156,6 +145,7 @@ class Run:
     def _predict_part(self, table: pa.Table, where: str, first: int) -> dict[str, Numbers]:
         """`{column: its values, (rows,) float64}`, a score NaN where it is not known."""
         p = self.forward(self.encoder.encode(table, where, labels=False, first=first))
+        self.strays.add(Columns(table, where, np.arange(first, first + table.num_rows)))
         addresses = self.model.chain.addresses
         columns = {f"p_{n}": p.log_prob(*address).double().exp().numpy() for n, address in addresses.items()}
         expectations = self.model.chain.expectations
@@ -191,7 +181,8 @@ class Run:
             raise RunError(f"{out}: it is {what}, and predictions go to a file of their own. Choose another --out.")
         with writing(out, "--out"):
             out.parent.mkdir(parents=True, exist_ok=True)
-            yield from self._write_predictions(reader, out, keep)
+            with parts_told(self.registry):
+                yield from self._write_predictions(reader, out, keep)
 
     def _write_predictions(self, reader: Reader, out: Path, keep: Sequence[str]) -> Iterator[int]:
         partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -199,8 +190,9 @@ class Run:
         try:
             for piece in reader.pieces:
                 part = self._predict_piece(reader, piece, keep)
-                writer = writer or pq.ParquetWriter(partial, part.schema)
-                writer.write_table(part)
+                with to_parquet(str(piece)):
+                    writer = writer or pq.ParquetWriter(partial, part.schema)
+                    writer.write_table(part)
                 done += part.num_rows
                 yield done
             assert writer is not None, "a reader has at least one piece"
@@ -221,58 +213,52 @@ class Run:
         return kept
 
 
-def _as_table(table: object) -> pa.Table:
-    try:
-        return _converted(table)
-    except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
-        what = f"the table: a {type(table).__name__} cannot be read as columns: {error}"
-        raise DataError(f"{what}. Give a pyarrow Table, a data frame, or a dict of lists of one length.") from error
-
-
-def _converted(table: object) -> pa.Table:
-    if isinstance(table, pa.Table):
-        return table
-    if isinstance(table, pa.RecordBatch):
-        return pa.Table.from_batches([table])
-    if isinstance(table, Mapping):
-        return pa.table(dict(table))
-    if hasattr(table, "__arrow_c_stream__"):
-        return pa.table(table)
-    return pa.Table.from_pandas(table, preserve_index=False)
-
-
 def load(path: str | Path, checkpoint: str = "best", plugins: Sequence[str] = ()) -> Run:
     """Load a run folder (its `checkpoints/best.ckpt`, or the one named) or a checkpoint file alone; no YAML is needed.
 
-    Raises RunError when there is none, or it is damaged, or was written by something else.
+    plugins: files or modules to load. Those that the run lists are only loaded when they are among these, or when this
+    user has trained it in this folder on this machine, since loading them runs their code.
+
+    Raises RunError when there is none, it is damaged, was written by something else, or lists other plugins.
     """
     place = Path(path)
     if not place.exists() or place.is_dir():
         config_file(place)
     file = place / "checkpoints" / f"{checkpoint}.ckpt" if place.is_dir() else place
-    content = read_checkpoint(file)
-    if "espace" not in content:
-        raise RunError(f"{file}: it was not written by espace {importlib.metadata.version('espace')} or later.")
-    artefact = content["espace"]
-    values = artefact["config"]
-    registry = load_plugins([*values.get("plugins", []), *plugins])
-    config = Config.from_dict(values, registry)
-    learnt = _arrays(artefact["encoder"])
-    tables, numbers = learnt_from_state(learnt)
-    encoder = build_encoder(config, tables, numbers, kinds=kinds_from_state(learnt))
-    model = build_model(config, registry, encoder.layout, drawn=False)
-    weighting = build_weighting(config, registry, build_objective(config, registry))
+    found = opened(read_checkpoint(file), file)
+    with understood(file):
+        config, registry = _configured(found, place, plugins)
+        encoder = build_encoder(config, found.tables, found.numbers, kinds=found.kinds)
+        check_complete(encoder)
+        model = build_model(config, registry, encoder.layout, drawn=False)
+        weighting = build_weighting(config, registry, build_objective(config, registry))
+        _fill(file, found, model, weighting)
+    return Run(config, registry, encoder, model.eval(), weighting, place if place.is_dir() else None)
+
+
+def _configured(found: Artefact, place: Path, plugins: Sequence[str]) -> tuple[Config, Registry]:
+    """The configuration in a checkpoint, with the plugins that may be loaded."""
+    listed = [plugin for plugin in found.config.get("plugins", []) if isinstance(plugin, str)]
+    taken, left = chosen(place, listed, plugins)
+    registry = load_plugins(taken)
     try:
-        for prefix, module in (("model.", model), ("weighting.", weighting)):
-            weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-            module.load_state_dict(weights)
-        settle([*model.parameters()], next(iter(content.get("optimizer_states", [])), {}))
+        return Config.from_dict(found.config, registry), registry
+    except ConfigError as error:
+        why = f" Left out, since nobody named them: {', '.join(left)}." if left else ""
+        raise RunError(f"{place}: the configuration in it does not hold here: {error}{why}") from error
+
+
+def _fill(file: Path, found: Artefact, model: Model, weighting: nn.Module) -> None:
+    """Put the weights in their places. Raises RunError when they do not fit."""
+    try:
+        for prefix, module in (("model", model), ("weighting", weighting)):
+            module.load_state_dict(found.weights_of(prefix))
+        settle([*model.parameters()], found.optimizer)
     except RuntimeError as error:
         raise RunError(
             f"{file}: its weights do not fit the model that is built now: {' '.join(str(error).split())}. Use the"
             " plugins as they were when it was trained; versions.json has the packages."
         ) from error
-    return Run(config, registry, encoder, model.eval(), weighting, place if place.is_dir() else None)
 
 
 def config_file(run: Path) -> Path:
@@ -295,30 +281,6 @@ def _runs_nearby(place: Path) -> str:
     return did_you_mean(place.name, runs) or " Train one with espace fit."
 
 
-def new_folder(config: Config, asked: Path | None, stamp: str) -> Path:
-    """The folder of a new run: `asked`, or runs/<name>/<stamp>. Raises RunError when it already holds something."""
-    folder = asked or Path("runs") / (config.name or "run") / stamp
-    with writing(folder, "--run-dir"):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(
-                f"{folder}: it exists and is not empty. Go on with it by espace fit --resume {folder}, or choose"
-                " another --run-dir."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextmanager
-def removed_if_empty(folder: Path) -> Iterator[None]:
-    """Leave no empty folder behind a run that did not begin."""
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            folder.rmdir()
-        raise
-
-
 @contextmanager
 def writing(path: Path, option: str) -> Iterator[None]:
     """Turns what the file system says into a RunError; `option` is where the user chose the path."""
@@ -331,15 +293,15 @@ def writing(path: Path, option: str) -> Iterator[None]:
 
 
 def write_start(folder: Path, config: Config, encoder: Encoder) -> None:
-    """Write what is known before training: config.yaml, versions.json, vocabularies."""
-    configuration.save(config, folder / "config.yaml")
+    """Write what is known before training: config.yaml, versions.json, vocabularies. Raises RunError when it cannot."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    (folder / "versions.json").write_text(
-        json.dumps({"python": platform.python_version(), **versions}, indent=2) + "\n"
-    )
-    for name, table in encoder.tables.items():
-        if isinstance(table, Vocabulary):
-            table.save(folder / "vocabulary" / f"{name}.parquet")
+    with writing(folder, "--run-dir"):
+        configuration.save(config, folder / "config.yaml")
+        text = json.dumps({"python": platform.python_version(), **versions}, indent=2)
+        (folder / "versions.json").write_text(f"{text}\n")
+        for name, table in encoder.tables.items():
+            if isinstance(table, Vocabulary):
+                table.save(folder / "vocabulary" / f"{file_name(name)}.parquet")
 
 
 def write_results(folder: Path, results: Mapping[str, float], name: str = "results.json") -> None:

@@ -193,6 +193,9 @@ def _number(name: str, value: float) -> str:
     return f"{value:.3f}" if "predicted_over_" in name else f"{value:.4f}"
 
 
+_DIVERGED = 3.0  # a log-loss that no weights reach by learning
+
+
 def suspicious(config: Config, metrics: Mapping[str, float]) -> list[str]:
     """Towers that look dead: at chance, constant, or off by more than a factor of 2."""
     found = []
@@ -205,7 +208,14 @@ def suspicious(config: Config, metrics: Mapping[str, float]) -> list[str]:
         elif abs(auc - 0.5) < 2 * noise:
             found.append(
                 f"the AUC of {space}, {auc:.4f}, is within noise (0.5 +- {2 * noise:.4f}) of chance. Its tower may be"
-                " dead: train longer, monitor this probability, or give its term more weight."
+                " dead: train longer, monitor this probability, or give its term more weight. Or there is nothing to be"
+                " learnt: try features that could tell."
+            )
+        if (log_loss := metrics.get(f"{space}/log_loss", math.nan)) > _DIVERGED:
+            found.append(
+                f"the log-loss of {space}, {log_loss:.4g}, is far above 0.6931, which a guess of 1/2 has: training has"
+                " diverged, and these predictions are of no use. Lower optimizer.lr, or look for huge numbers among the"
+                " features."
             )
         if ratio > 2 or ratio < 0.5:
             found.append(

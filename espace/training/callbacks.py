@@ -39,6 +39,7 @@ class Checkpoints(pl.Callback):
         self.folder, self.monitor, self.mode, self.every, self.patience = folder, monitor, mode, every, patience
         self.best: float | None = None
         self.waited = 0  # validations since the best one; once patience is over it stays over
+        self.began = False  # whether all that a checkpoint says has been taken up
         self._due = False
         self._between_steps = False
 
@@ -71,6 +72,7 @@ class Checkpoints(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         """A run whose patience was over before it was resumed does not train on."""
+        self.began = True
         self._stop_if_patience_is_over(trainer)
 
     def on_train_batch_start(self, *_: object) -> None:

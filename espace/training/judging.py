@@ -20,6 +20,8 @@ from espace.chain.spaces import Space
 from espace.data.batch import Batch
 from espace.errors import NonFiniteError
 from espace.model.blocks import Gate
+from espace.model.named import NamedModules
+from espace.model.returned import check_terms
 
 Objective = Callable[[Probabilities, Labels], Mapping[str, tuple[Tensor, Tensor]]]
 _LEAST_REST = math.log(1e-7)  # what a ratio of two heads leaves of 1 at least, so that one above 1 can be judged
@@ -40,6 +42,7 @@ class Terms:
     def of(cls, objective: Objective, p: Probabilities, batch: Batch) -> Terms:
         """The terms of one batch, row weights applied."""
         found = objective(p, Labels(p.chain, batch.labels, batch.amounts, batch.counts))
+        check_terms(found, len(batch.weights))
         sums = torch.stack([torch.dot(value, batch.weights.to(value.dtype)) for value, _ in found.values()])
         rows = torch.stack([torch.dot(rows, batch.weights.to(rows.dtype)) for _, rows in found.values()])
         return cls(list(found), sums, rows)
@@ -160,7 +163,7 @@ class Judge(nn.Module):
         super().__init__()
         self.chain = chain
         self.spaces = dict(spaces)
-        self.metrics = nn.ModuleDict({s: nn.ModuleDict({n: m.clone() for n, m in metrics[s].items()}) for s in spaces})
+        self.metrics = NamedModules({s: NamedModules({n: m.clone() for n, m in metrics[s].items()}) for s in spaces})
         self.terms = terms
         self._waiting: dict[str, list[Scored | ScoredValue]] = {space: [] for space in spaces}
         self._rows_waiting = 0
@@ -209,7 +212,7 @@ class Judge(nn.Module):
 
     def _of(self, space: str) -> dict[str, Metric]:
         metrics = self.metrics[space]
-        assert isinstance(metrics, nn.ModuleDict), "as built"
+        assert isinstance(metrics, NamedModules), "as built"
         return {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
 
     def curves(self) -> dict[str, dict[str, list[float]]]:

@@ -16,6 +16,7 @@ from espace.data.batch import Batch
 from espace.errors import NonFiniteError
 from espace.model.embedding import Table
 from espace.model.model import Model
+from espace.model.returned import check_loss
 from espace.training.graphs import Graphed
 from espace.training.judging import Judge, Objective, Terms, Utilisation, check_finite
 from espace.training.optim import LazyAdam
@@ -155,6 +156,7 @@ class Training(pl.LightningModule):
         terms = Terms.of(self.objective, self.model(batch), batch)
         total = terms.total()
         loss: Tensor = self.weighting(terms.means(total))
+        check_loss(loss)
         auxiliary = self.model.auxiliary_loss()
         self.gates.add(batch.weights)
         return Losses(loss if auxiliary is None else loss + auxiliary, total, auxiliary)

@@ -107,7 +107,14 @@ class Missed:
         return {**numbers, **steps, "moments": torch.from_numpy(self.moments.copy())}
 
     def load(self, state: Mapping[str, int | Tensor]) -> None:
-        """Go on from `state()` of another, made with the same betas."""
+        """Go on from `state()` of another, made with the same betas. Raises ValueError for what is none."""
+        if any(type(state[name]) is not int for name in _NUMBERS):
+            raise ValueError(f"{', '.join(_NUMBERS)} of a table are not all whole numbers")
+        for name in (*_STEPS, "moments"):
+            found, own = state[name], getattr(self, name)
+            rows = len(own) if name == "moments" else int(state["step"]) + 1
+            if not isinstance(found, Tensor) or found.dtype != torch.float64 or found.shape != (rows, *own.shape[1:]):
+                raise ValueError(f"{name}, of the steps of a table, is not of ({rows}, ...)")
         for name in (*_NUMBERS, *_STEPS, "moments"):
             found = state[name]
             setattr(self, name, found.numpy().copy() if isinstance(found, Tensor) else found)

@@ -110,14 +110,16 @@ class LazyAdam(torch.optim.Optimizer):
         return {**super().state_dict(), "missed": missed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`, with the same bits."""
+        """Go on from `state_dict`, with the same bits. Raises ValueError when it is of other parameters."""
         super().load_state_dict(state_dict)
         params = [p for group in self.param_groups for p in group["params"]]
         for p in params:
             state = self.state.get(p, {})
+            _check_state(p, state)
             state.update({name: laid_out(t, p) for name, t in state.items() if t.shape == p.shape})
         for i, state in state_dict.get("missed", {}).items():
             self._missed[params[i]].load(state)
+            _check_seen(self.state[params[i]]["seen"], self._missed[params[i]].step)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Torch calls it with what was saved or copied."""
@@ -226,6 +228,24 @@ def _side(device: torch.device) -> torch.cuda.Stream:
 def _options(group: Mapping[str, Any]) -> Options:
     """What a step depends on besides gradients."""
     return {"lr": group["lr"], "betas": group["betas"], "eps": group["eps"], "weight_decay": group["weight_decay"]}
+
+
+def _check_state(p: Tensor, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for what a kernel would write beside: it believes the shapes."""
+    if not state:
+        return
+    wanted = {"step": (), "exp_avg": tuple(p.shape), "exp_avg_sq": tuple(p.shape)}
+    wanted |= {"seen": (len(p),)} if "seen" in state else {}
+    found = {name: tuple(t.shape) for name, t in state.items()}
+    if found != wanted:
+        raise ValueError(f"the state of a parameter is of {found} instead of {wanted}")
+
+
+def _check_seen(seen: Tensor, step: int) -> None:
+    """Raise ValueError unless every row has had its last step by now."""
+    least, last = (int(end) for end in torch.aminmax(seen)) if len(seen) else (0, 0)
+    if least < 0 or last > step:
+        raise ValueError(f"rows of a table were last seen from step {least} to {last}, but there were {step} steps")
 
 
 def _refuse_decay(options: Options) -> None:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _OURS = {
     "logger": "metrics always go to metrics.csv and TensorBoard in the run folder",
-    "callbacks": "write a plugin instead",
-    "plugins": "write a plugin instead",
+    "callbacks": "none can be added, not even by a plugin",
+    "plugins": "precision and strategy have keys of their own",
     "default_root_dir": "use --run-dir",
     "enable_checkpointing": "checkpoints/best.ckpt and last.ckpt are always written",
     "enable_model_summary": "espace show prints the modules",
@@ -42,6 +42,13 @@ _OURS = {
     "overfit_batches": "use limit_train_batches",
 }
 _NARROW = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
+_LEAST = {
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "num_nodes": 1,
+}
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 
 
@@ -61,7 +68,7 @@ class SafeCheckpointIO(CheckpointIO):
         return read_checkpoint(Path(path), map_location or "cpu")
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove it with its digest."""
+        """Remove it, with the digest that espace 0.1.0 wrote beside it."""
         for file in (Path(path), Path(f"{path}.sha256")):
             file.unlink(missing_ok=True)
 
@@ -131,7 +138,7 @@ def trainer_problems(options: Mapping[str, object]) -> list[str]:
             f"trainer.strategy: {options['strategy']!r} is not possible: every rank has whole tables, and"
             f" runs the command itself. Known: {', '.join(_STRATEGIES)}."
         )
-    return found + _mistyped(options)
+    return found + _too_small(options) + _mistyped(options)
 
 
 def make_trainer(
@@ -160,6 +167,16 @@ def make_trainer(
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"trainer: Lightning refuses these options: {error}") from error
+
+
+def _too_small(options: Mapping[str, object]) -> list[str]:
+    """Numbers that Lightning takes and that make no sense: a negative norm would turn every gradient round."""
+    numbers = {n: v for n, v in options.items() if n in _LEAST and type(v) in (int, float)}
+    return [
+        f"trainer.{name}: {show(value)} is not {_LEAST[name]} or more. Set it higher, or leave it out."
+        for name, value in numbers.items()
+        if not value >= _LEAST[name]  # type: ignore[operator]  # nan neither
+    ]
 
 
 def _mistyped(options: Mapping[str, object]) -> list[str]:

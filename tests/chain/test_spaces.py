@@ -208,7 +208,8 @@ def test_a_score_cannot_read_the_truth() -> None:
 def test_of_is_kept_in_the_configuration_and_changed_by_overrides() -> None:
     config = config_of(metrics={"auc": {"type": "auc", "of": ["click"]}})
     assert Config.from_dict(config.to_dict()) == config
-    assert config.to_dict()["metrics"]["auc"] == {"type": "auc", "bins": 65_536, "of": ["click"]}
+    expected = {"type": "auc", "bins": 65_536, "max_rows": 1_000_000, "of": ["click"]}
+    assert config.to_dict()["metrics"]["auc"] == expected
     assert override(config, ["metrics.auc.of=null"], REGISTRY) == config_of()
     assert override(config_of(), ["metrics.auc.of=[click]"], REGISTRY) == config
 
@@ -302,3 +303,16 @@ def test_a_comparison_judges_against_the_truth_and_says_where_it_is_not(trained:
     done = trained.espace("compare", "compare.yaml", "--out", "other")
     assert done.code == 2
     assert "metrics.truth.column: test.parquet has no column 'true_cvr'." in done.error
+
+
+def test_a_stage_called_loss_shares_no_name_with_a_term_of_the_loss() -> None:
+    def of(chain: str) -> Config:
+        tree = {"chain": [chain], "data": {"train": "x.parquet"}, "features": {"user_id": "id"}}
+        return Config.from_dict(tree, REGISTRY)
+
+    with pytest.raises(
+        ConfigError, match=r"'auc' of the stage 'loss' and the loss term of 'auc' would both be val/loss/auc"
+    ):
+        metric_names(of("impression -> loss -> auc"), REGISTRY)
+    assert "val/loss/auc" in metric_names(of("impression -> loss -> conversion"), REGISTRY)
+    assert "val/loss/auc" in metric_names(of("impression -> click -> auc"), REGISTRY)

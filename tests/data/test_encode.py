@@ -9,6 +9,7 @@ from espace.chain.chain import Chain
 from espace.data.encoding.columns import Bag, Hash, Id, Number, Sequence, Vector
 from espace.data.encoding.encode import Encoder, learnt_from_state
 from espace.data.encoding.learn import Learner
+from espace.data.encoding.strays import Strays
 from espace.data.encoding.table import Columns
 from espace.errors import DataError
 
@@ -163,3 +164,76 @@ def test_the_state_of_an_encoder_gives_the_same_batches():
     one, other = encode(encoder, data), encode(copy, data)
     assert torch.equal(one.ids, other.ids)
     assert torch.equal(one.numbers, other.numbers)
+
+
+@pytest.mark.parametrize("value", [0.1, -7e5, 1e-300, 3, 1 / 3])
+@pytest.mark.parametrize("standardise", [True, False])
+def test_a_number_that_never_varies_is_not_divided_by_the_rounding_of_its_mean(value, standardise):
+    features = [Number("x", standardise=standardise)]
+    learner = Learner(features)
+    for rows in (1, 7, 1000, 333):
+        learner.add(Columns(pa.table({"x": [value] * rows}), "train"))
+    found = learner.numbers()["x"]
+    assert found.deviation == 1
+    assert found.low == found.high == value
+    encoder = Encoder(features, CHAIN, {}, dim=4, tables={}, numbers={"x": found})
+    near = encode(encoder, {"x": [value, value * 1.001]}).numbers[:, 0].double()
+    expected = torch.tensor([0, 0.001 * value] if standardise else [value, 1.001 * value], dtype=torch.float64)
+    assert torch.allclose(near, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e6, -1e9])
+def test_a_number_that_varies_a_little_beside_its_size_is_still_standardised(shift):
+    values = shift + np.random.default_rng(0).normal(size=500)
+    batch = encode(fitted([Number("x")], {"x": values}), {"x": values})
+    assert batch.numbers[:, 0].std(correction=0) == pytest.approx(1, rel=1e-4)
+
+
+def looked(feature, trained, *pieces):
+    """What is told of pieces after training on some numbers."""
+    told = []
+    found = Strays(fitted([feature], {"x": trained}), told.append)
+    for number, piece in enumerate(pieces):
+        found.add(Columns(pa.table({"x": pa.array(piece, pa.float64())}), f"row group {number}"))
+    return found.found, told
+
+
+def test_numbers_far_outside_what_training_saw_are_told_once_per_column_with_the_first_of_them():
+    trained = np.linspace(1, 3, 100)  # a deviation of 0.58
+    found, told = looked(Number("x"), trained, [2.0, None, 3.5, -4.0], [1.0, 500.0, float("nan")], [-90.0, 700.0, 8.0])
+    assert told == [
+        "'x' is far from all that training saw: 500 (row group 1, row 1), where it was 1 to 3. Probabilities there are"
+        " guesses; compare the units of the column, or clip it."
+    ]
+    assert found["x"].rows == 3
+    assert "in 3 of 10 rows: 500" in found["x"].told("x", 10)
+
+
+@pytest.mark.parametrize(
+    ("feature", "trained", "near", "far"),
+    [
+        (Number("x"), [0.0, 1.0], [-5.0, 6.0], [-5.1, 6.1]),
+        (Number("x", standardise=False), [0.0, 1.0], [-10.0, 11.0], [-10.1, 11.1]),
+        (Number("x", log1p=True), [0.0, np.expm1(1.0)], [np.expm1(6.0)], [np.expm1(6.1)]),
+        (Number("x"), [0.1, 0.1], [0.1, 0.1 + 1e-9], [0.1001, -0.1]),
+        (Number("x"), [None, None], [1e30], []),
+        (Number("x", buckets=2), [0.0, 1.0], [1e30], []),
+    ],
+)
+def test_far_is_ten_deviations_beyond_the_range_or_ten_widths_or_anything_but_the_constant(feature, trained, near, far):
+    trained = pa.array(trained, pa.float64())
+    assert looked(feature, trained, near)[1] == []
+    assert [len(looked(feature, trained, [x])[1]) for x in far] == [1] * len(far)
+
+
+def test_an_artefact_without_ranges_loads_and_tells_nothing():
+    encoder = fitted([Number("x")], {"x": [1.0, 2.0]})
+    state = encoder.state()
+    old = {**state, "numbers": {name: values[:3] for name, values in state["numbers"].items()}}
+    _, numbers = learnt_from_state(old)
+    again = Encoder(encoder.features, CHAIN, {"click": "click"}, dim=4, tables={}, numbers=numbers)
+    assert again.inputs == encoder.inputs
+    found = Strays(again)
+    found.add(Columns(pa.table({"x": [1e9]}), "new"))
+    assert not found.found
+    assert learnt_from_state(state)[1]["x"] == encoder.numbers["x"]

@@ -113,7 +113,8 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_run(prepared, monkeypatc
 def test_training_does_not_change_what_is_kept(prepared):
     data = prepared(features={"user_id": {"type": "id", "unknown_rate": 0.5}})
     before = encoded(data).piece(0).ids.clone()
-    from espace.data.stream.stream import Plan, Stream
+    from espace.data.stream.plan import Plan
+    from espace.data.stream.stream import Stream
 
     plan = Plan(data.scans["train"].counts, 64, 0, True, 1000)
     for _ in range(2):

@@ -695,7 +695,7 @@ def test_a_secret_in_an_address_is_not_shown():
             r"x.csv.gz: cannot be read as CSV: Truncated compressed",
         ),
         ("x.csv.gz", b"a,b\n1,2\n", r"x.csv.gz: cannot be read as CSV: zlib inflate failed"),
-        ("x.csv", b"a,b\n", r"train: no rows: .*x.csv and 0 other files are empty"),
+        ("x.csv", b"a,b\n", r"train: no rows: .*x.csv is empty"),
     ],
 )
 def test_a_file_that_is_not_what_it_should_be_is_named(name, content, message, tmp_path):

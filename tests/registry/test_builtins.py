@@ -211,6 +211,7 @@ class TestFixed(WeightingTests):
 
 class TestAUC(MetricTests):
     metric = AUC
+    options = {"max_rows": 500, "bins": 100}
 
 
 class TestLogLoss(MetricTests):
@@ -229,6 +230,7 @@ class TestCount(MetricTests):
 
 class TestValueMetric(MetricTests):
     metric = ValueMetric
+    options = {"max_rows": 500, "bins": 60}
     counts = ("rows",)
 
 

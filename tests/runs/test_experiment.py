@@ -15,7 +15,8 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 import espace
-from espace.data.stream.stream import Plan, Stream
+from espace.data.stream.plan import Plan
+from espace.data.stream.stream import Stream
 from espace.errors import ConfigError
 from espace.runs import experiment, fitting
 from espace.runs.build import build_model, build_objective, build_weighting

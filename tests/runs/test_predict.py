@@ -92,6 +92,18 @@ class TestValues:
         for name in NAMES:
             np.testing.assert_allclose(found[name].to_numpy(), expected[name].to_numpy(), rtol=2e-6)
 
+    def test_a_number_far_from_all_that_training_saw_is_told_once_and_predicted(self, shop, trained):
+        far = put(ROWS, price=np.where(np.arange(600) % 50 == 49, 1e9, 1.0))
+        shop.write(far, group=100)
+        said = shop.espace("predict", trained.run, "--data", "train.parquet", "--out", "p.parquet")
+        assert said.code == 0, said
+        assert said.out.count("'price' is far from all that training saw: 1e+09 (") == 1
+        assert "row group 0, row 49), where it was" in said.out
+        model = espace.load(trained.run)
+        with pytest.warns(UserWarning, match=r"'price' is far .* \(the table, row 49\)"):
+            assert model.predict(far).num_rows == 600
+        assert model.predict(far).num_rows == 600, "and not again"
+
     def test_a_table_longer_than_a_batch_gives_the_same(self, model):
         long = pa.concat_tables([ROWS] * 30)
         found, expected = model.predict(long), model.predict(ROWS)
@@ -320,3 +332,60 @@ def test_the_shop_has_rows_of_every_kind():
     assert ROWS["price"].null_count
     assert ROWS["history"].null_count
     assert pc.min(pc.list_value_length(ROWS["tags"])).as_py() == 0
+
+
+@pytest.mark.parametrize("name", ["none.parquet", "none.csv", "none.arrow", "nothing"])
+def test_a_part_without_rows_gives_a_file_without_rows_and_with_all_columns(shop, predict, name):
+    flat = ROWS.drop_columns(["history", "tags", "tag_weights", "text"]) if name == "none.csv" else ROWS
+    none, empty = (
+        flat.slice(0, 0),
+        {c: pa.array([], pa.string()) for c in set(ROWS.column_names) - {*flat.column_names}},
+    )
+    none = put(none, **empty)
+    if name == "nothing":
+        (shop.folder / name).mkdir()
+        for number in range(2):
+            shop.write(none, f"{name}/{number}.parquet")
+    elif name == "none.csv":
+        pyarrow.csv.write_csv(none, shop.folder / name)
+    elif name == "none.arrow":
+        with pa.ipc.new_file(shop.folder / name, none.schema) as writer:
+            writer.write_table(none)
+    else:
+        shop.write(none, name)
+    found = predict(name)
+    assert found.num_rows == 0
+    assert found.column_names == [*none.column_names, *NAMES]
+    assert predict(name, "--keep", "user_id").column_names == ["user_id", *NAMES]
+
+
+@pytest.mark.parametrize(
+    "as_written",
+    [
+        lambda c: c.combine_chunks().dictionary_encode(),
+        lambda c: c.combine_chunks().cast(pa.string_view()),
+        lambda c: _dictionary_of_views(c),
+        lambda c: c.combine_chunks().cast(pa.large_string()).dictionary_encode(),
+    ],
+    ids=["dictionary", "view", "dictionary of views", "dictionary of large text"],
+)
+def test_a_category_is_the_text_that_it_stands_for(model, as_written):
+    column = pa.chunked_array([ROWS["item_id"].to_pylist()[:300] + [None] * 300])
+    plain, coded = ({"item_id": column}, {"item_id": as_written(column)})
+    assert model.predict(put(ROWS, **coded)).equals(model.predict(put(ROWS, **plain)))
+
+
+def _dictionary_of_views(column: pa.ChunkedArray) -> pa.Array:
+    """As polars gives a Categorical or an Enum."""
+    coded = column.combine_chunks().dictionary_encode()
+    return pa.DictionaryArray.from_arrays(coded.indices.cast(pa.uint32()), coded.dictionary.cast(pa.string_view()))
+
+
+def test_a_date_that_parquet_cannot_hold_is_told_and_can_be_left_out(shop, trained, predict):
+    late = pa.array([2**62] * 600, pa.timestamp("s"))
+    with pa.ipc.new_file(shop.folder / "late.arrow", put(ROWS, late=late).schema) as writer:
+        writer.write_table(put(ROWS, late=late))
+    said = shop.espace("predict", trained.run, "--data", "late.arrow", "--out", "p.parquet")
+    assert said.code == 2
+    assert "late.arrow, row group 0: a column cannot be written as Parquet" in said.error
+    assert predict("late.arrow", "--keep", "user_id").num_rows == 600

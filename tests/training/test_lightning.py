@@ -326,7 +326,7 @@ def test_other_precisions_train_to_nearly_the_same_metrics(shop, precision, tole
     ("options", "problem"),
     [
         ({"max_epoch": 3}, "Lightning's Trainer has no option 'max_epoch'. Did you mean 'max_epochs'?"),
-        ({"callbacks": []}, "trainer.callbacks: espace sets it; write a plugin instead."),
+        ({"callbacks": []}, "trainer.callbacks: espace sets it; none can be added, not even by a plugin."),
         ({"logger": False}, "trainer.logger: espace sets it; metrics always go to metrics.csv and TensorBoard"),
         (
             {"num_sanity_val_steps": 2},

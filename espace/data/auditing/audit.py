@@ -16,6 +16,7 @@ from espace.data.reading.split import Part
 
 _LEAK = 0.99
 _UNKNOWN = 0.2
+_SORTED = 0.02  # of the variance of a label: between pieces, so that their order matters
 
 
 def errors(
@@ -167,6 +168,18 @@ def _each(known: Known, what: str, transition: str) -> str:
     return f"{each[0]:.3g} to {each[-1]:.3g} rows, by data.known_by"
 
 
+def in_order(scan: Scan, shuffle: bool) -> list[str]:
+    """Labels by which the training rows look sorted; shuffle: whether they are read in another order."""
+    mended = "With data.shuffle each window takes rows from all over the data, so batches do not show it."
+    mend = "Batches follow that order: set data.shuffle: true, or sort the file at random."
+    return [
+        f"train: the rows look sorted: '{stage}' is 1 in {found.low:.2%} to {found.high:.2%} of the rows of a piece."
+        f" {mended if shuffle else mend}"
+        for stage, found in scan.tally.pieces.items()
+        if found.explained(scan.tally.stages[stage]) > _SORTED
+    ]
+
+
 def warnings(part: Part, scan: Scan, chain: Chain) -> list[str]:
     """What a user should know before trusting a run."""
     found = [
@@ -192,6 +205,7 @@ def warnings(part: Part, scan: Scan, chain: Chain) -> list[str]:
         for name, (missing, rows) in scan.missing.items()
         if missing
     ]
+    found += [f"{part.name}: {stray.told(name, scan.tally.rows)}" for name, stray in scan.strays.items()]
     if part.name != "train":
         found += [
             f"{part.name}: '{stage}' never happens in {tally.known:,} known rows, so its AUC is undefined."

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from espace.chain.chain import Chain
 from espace.data.auditing.leaks import LeakSample
@@ -20,15 +18,17 @@ from espace.data.encoding.encode import Encoder, NumberStats
 from espace.data.encoding.kinds import Kind, State
 from espace.data.encoding.labels import Amounts, Column, Limits, Policy, resolve
 from espace.data.encoding.learn import Learner, ListFacts, PlainFacts
+from espace.data.encoding.strays import PlainStray, Stray, Strays
 from espace.data.encoding.table import Columns, Extra, Problems
-from espace.data.encoding.vocabulary import UNKNOWN, Vocabulary, one_array
-from espace.data.reading import cache
+from espace.data.encoding.vocabulary import UNKNOWN, Vocabulary
+from espace.data.reading import cache, sealed
 from espace.data.reading.split import Part
 from espace.data.reading.times import Clock, PlainSpan, Span, joined
+from espace.errors import DataError
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
 
-_VERSION = 8
+_VERSION = 10
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Scan:
     counts: rows that each piece keeps; missing: `{number feature: (missing or not finite, rows)}`;
     leaks: `{feature: (stage, AUC of the feature alone)}`;
     unknown: `{feature: share of its values not in the vocabulary}`;
+    strays: `{number feature: what lies far from all that training saw}`;
     weight: sum of the row weights, None where rows have none; span: of the times of the rows, where there are any.
     lists: `{list feature: what its lists look like}`; kinds: `{feature: what was seen in its column}`.
     """
@@ -47,6 +48,7 @@ class Scan:
     missing: dict[str, tuple[int, int]] = field(default_factory=dict)
     leaks: dict[str, tuple[str, float]] = field(default_factory=dict)
     unknown: dict[str, float] = field(default_factory=dict)
+    strays: dict[str, Stray] = field(default_factory=dict)
     weight: float | None = None
     span: Span | None = None
     lists: dict[str, ListFacts] = field(default_factory=dict)
@@ -82,6 +84,7 @@ class _Saved(TypedDict):
     missing: dict[str, list[int]]
     leaks: dict[str, list[str | float]]
     unknown: dict[str, float]
+    strays: dict[str, PlainStray]
     weight: float | None
     span: PlainSpan | None
     lists: dict[str, PlainFacts]
@@ -97,9 +100,9 @@ def scan_training(task: Task, part: Part, progress: Progress) -> tuple[Scan, Lea
 
     Raises DataError for a value that cannot be read.
     """
-    folder = cache.folder() / f"scan-{task.key(part)}"
-    if (folder / "scan.json").exists():
-        return _load(folder)
+    kept = cache.Kept(f"scan-{task.key(part)}", suffix=".scan")
+    if (found := kept.found(lambda path: _load(path, kept.key))) is not None:
+        return found
     learner, leaks = Learner(task.features), LeakSample(task.features, task.chain)
 
     def see(table: Columns, labels: Column, rows: int) -> None:
@@ -111,19 +114,25 @@ def scan_training(task: Task, part: Part, progress: Progress) -> tuple[Scan, Lea
     scan.missing, scan.leaks = learner.missing, leaks.aucs()
     scan.lists, scan.kinds = learner.lists, learner.kinds
     learnt = (learner.tables(), learner.numbers())
-    _save(folder, scan, learnt)
+    _save(kept, scan, learnt)
     return scan, learnt
 
 
 def scan_other(task: Task, part: Part, encoder: Encoder, progress: Progress) -> Scan:
     """Count labels and unknown ids of validation or test, with what training has learnt; cached likewise."""
-    path = cache.folder() / f"scan-{task.key(part, encoder.identity)}" / "scan.json"
-    if path.exists():
-        return _scan_from(json.loads(path.read_text()))
-    unknown = _UnknownShares(encoder)
-    scan = _run(task, part, _columns(task), lambda table, labels, rows: unknown.add(table), progress)
-    scan.unknown = unknown.shares()
-    _write(path, json.dumps(_plain(scan)))
+    kept = cache.Kept(f"scan-{task.key(part, encoder.identity)}", suffix=".scan")
+    if (found := kept.found(lambda path: _scan_from(sealed.read(path, kept.key)[0]))) is not None:
+        return found
+    unknown, strays = _UnknownShares(encoder), Strays(encoder, lambda line: None)
+
+    def see(table: Columns, labels: Column, rows: int) -> None:
+        unknown.add(table)
+        strays.add(table)
+
+    scan = _run(task, part, _columns(task), see, progress)
+    scan.unknown, scan.strays = unknown.shares(), strays.found
+    with contextlib.suppress(DataError):  # a cache that cannot be written costs time, not the run
+        kept.filled(lambda path: sealed.write(path, kept.key, _plain(scan)))
     return scan
 
 
@@ -221,15 +230,15 @@ class _UnknownShares:
         return ids | {name: float(found[0] / max(found[1], 1)) for name, found in self._lists.items()}
 
 
-def _save(folder: Path, scan: Scan, learnt: Learnt) -> None:
+def _save(kept: cache.Kept, scan: Scan, learnt: Learnt) -> None:
+    """The scan and the numbers as plain values, the vocabularies as arrays behind them."""
     tables, numbers = learnt
-    for name, table in tables.items():
-        if isinstance(table, Vocabulary):
-            table.save(folder / "vocabulary" / f"{name}.parquet")
-    buckets = {n: t for n, t in tables.items() if isinstance(t, int)}
-    values = {**_plain(scan), "tables": list(tables), "buckets": buckets}
-    values["numbers"] = {n: asdict(s) for n, s in numbers.items()}
-    _write(folder / "scan.json", json.dumps(values))
+    states = {n: t.state() for n, t in tables.items() if isinstance(t, Vocabulary)}
+    values = {**_plain(scan), "numbers": {n: asdict(s) for n, s in numbers.items()}}
+    values["tables"] = {n: t if isinstance(t, int) else list(states[n]) for n, t in tables.items()}
+    arrays = [array for state in states.values() for array in state.values()]
+    with contextlib.suppress(DataError):  # a cache that cannot be written costs time, not the run
+        kept.filled(lambda path: sealed.write(path, kept.key, values, arrays))
 
 
 def _plain(scan: Scan) -> dict[str, object]:
@@ -238,27 +247,16 @@ def _plain(scan: Scan) -> dict[str, object]:
     return {**asdict(replace(scan, kinds={}, tally=Tally())), "kinds": kinds, "tally": scan.tally.to_dict()}
 
 
-def _write(path: Path, text: str) -> None:
-    """Put a file in place at once; it is written last, so that a scan without it is not looked at."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def _load(folder: Path) -> tuple[Scan, Learnt]:
-    values = json.loads((folder / "scan.json").read_text())
-    names, buckets = values.pop("tables"), values.pop("buckets")
-    numbers = {n: NumberStats(s["mean"], s["deviation"], tuple(s["edges"])) for n, s in values.pop("numbers").items()}
-    tables = {
-        n: buckets[n] if n in buckets else _read_vocabulary(folder / "vocabulary" / f"{n}.parquet") for n in names
+def _load(path: Path, key: str) -> tuple[Scan, Learnt]:
+    """What `_save` wrote. Raises sealed.DamagedError for anything else."""
+    values, arrays = sealed.read(path, key)
+    each = iter(arrays)
+    tables: dict[str, Vocabulary | int] = {
+        n: t if isinstance(t, int) else Vocabulary.from_state({part: next(each) for part in t})
+        for n, t in values.pop("tables").items()
     }
+    numbers = {n: NumberStats(**{**s, "edges": tuple(s["edges"])}) for n, s in values.pop("numbers").items()}
     return _scan_from(values), (tables, numbers)
-
-
-def _read_vocabulary(path: Path) -> Vocabulary:
-    table = pq.read_table(path)
-    return Vocabulary(one_array(table["value"]), one_array(table["count"]))
 
 
 def _scan_from(values: _Saved) -> Scan:
@@ -266,6 +264,7 @@ def _scan_from(values: _Saved) -> Scan:
     leaks = {name: (str(stage), float(auc)) for name, (stage, auc) in values["leaks"].items()}
     lists = {name: ListFacts(**facts) for name, facts in values["lists"].items()}
     kinds = {name: Kind.from_state(kind) for name, kind in values["kinds"].items()}
+    strays = {name: Stray(**stray) for name, stray in values["strays"].items()}
     tally, span = Tally.from_dict(values["tally"]), values["span"]
-    found = Scan(tally, values["counts"], missing, leaks, values["unknown"], values["weight"])
+    found = Scan(tally, values["counts"], missing, leaks, values["unknown"], strays, values["weight"])
     return replace(found, span=span and Span(**span), lists=lists, kinds=kinds)

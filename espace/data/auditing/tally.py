@@ -61,6 +61,32 @@ class AmountTally:
         return self.mean, max(self.squares / self.known, least), self.zeros / self.known
 
 
+@dataclass
+class PieceTally:
+    """How the rate of a stage varies between pieces with known labels: their number, the sum of positives^2 / rows over
+    them, the least and the largest rate."""
+
+    pieces: int = 0
+    squares: float = 0.0
+    low: float = 1.0
+    high: float = 0.0
+
+    def add(self, label: Column) -> None:
+        """Count one piece; label: (rows,), -1 for unknown."""
+        known, positives = int((label >= 0).sum()), int((label == 1).sum())
+        if known:
+            self.pieces += 1
+            self.squares += positives**2 / known
+            self.low, self.high = min(self.low, positives / known), max(self.high, positives / known)
+
+    def explained(self, stage: StageTally) -> float:
+        """The share of the variance of the label that lies between pieces, beyond what chance puts there; 0 to 1."""
+        varies = stage.positives * (1 - stage.positives / max(1, stage.known))
+        between = self.squares - stage.positives**2 / max(1, stage.known)
+        chance = max(0, self.pieces - 1) / max(1, stage.known)
+        return max(0.0, between / varies - chance) if varies > 0 else 0.0
+
+
 class PlainAmounts(TypedDict):
     """An `AmountTally` as plain values."""
 
@@ -69,6 +95,15 @@ class PlainAmounts(TypedDict):
     zeros: int
     mean: float
     squares: float
+
+
+class PlainPieces(TypedDict):
+    """A `PieceTally` as plain values."""
+
+    pieces: int
+    squares: float
+    low: float
+    high: float
 
 
 class PlainTally(TypedDict):
@@ -84,6 +119,7 @@ class PlainTally(TypedDict):
     examples: dict[str, list[str]]
     differ: dict[str, int]
     known: PlainKnown
+    pieces: dict[str, PlainPieces]
 
 
 @dataclass
@@ -92,7 +128,7 @@ class Tally:
 
     rows: read; kept: left after `violations: drop`; stages: by stage; outcomes: `{transition: rows of each class}`,
     the last being else or nothing, among rows whose parent happened; amounts: by value; violations: `{stage, value or
-    transition: rows}`, with some example places; equal: pairs of stages whose labels never differ.
+    transition: rows}`, with some example places; equal: pairs of stages whose labels never differ; pieces: by stage.
     """
 
     rows: int = 0
@@ -105,6 +141,7 @@ class Tally:
     examples: dict[str, list[str]] = field(default_factory=dict)
     differ: dict[str, int] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
+    pieces: dict[str, PieceTally] = field(default_factory=dict)
 
     def add(
         self,
@@ -133,6 +170,7 @@ class Tally:
         self.known.add(chain, labels, stay, by)
         for stage in chain.stages[1:]:
             self._count_stage(stage, found[stage], read.get(stage))
+            self.pieces.setdefault(stage, PieceTally()).add(found[stage])
         for transition in chain.transitions:
             self._count_outcomes(transition, found, read)
         for place, value in enumerate(chain.values):
@@ -201,4 +239,5 @@ class Tally:
             examples=values["examples"],
             differ=values["differ"],
             known=Known.from_dict(values["known"]),
+            pieces={s: PieceTally(**t) for s, t in values["pieces"].items()},
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,11 +42,16 @@ from espace.errors import DataError, EspaceError
 
 @dataclass(frozen=True)
 class NumberStats:
-    """What a number feature learnt from the training rows: its moments, and its bucket edges if it has buckets."""
+    """What a number feature learnt from the training rows: its moments and range, or the edges of its buckets.
+
+    low, high: the least and the largest, infinite where not known, as in artefacts of espace 1.
+    """
 
     mean: float = 0.0
     deviation: float = 1.0
     edges: tuple[float, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -275,40 +281,43 @@ class Encoder:
         rates, padding = self._forgetting
         if not rates.any() or not len(batch):
             return
-        counts = random.binomial(len(batch), rates)
-        columns = np.repeat(np.arange(len(rates)), counts)
-        rows = random.integers(0, len(batch), len(columns))
-        both = torch.from_numpy(np.stack([rows * len(rates) + columns, padding[columns]]))
-        places, paddings = sent(both, batch.ids.device)
-        old = batch.ids.take(places)
-        batch.ids.put_(places, torch.where(old < paddings + FIRST, old, paddings + UNKNOWN).int())
+        forgetful = np.flatnonzero(rates)
+        rows, found = (random.random((len(batch), len(forgetful))) < rates[forgetful]).nonzero()
+        columns = forgetful[found]
+        drawn = torch.from_numpy(np.stack([rows, columns, padding[columns]]))
+        row, column, paddings = sent(drawn, batch.ids.device)
+        old = batch.ids[row, column]
+        batch.ids[row, column] = torch.where(old < paddings + FIRST, old, paddings + UNKNOWN).int()
 
     @cached_property
     def inputs(self) -> str:
         """Changes when what a model reads of the same table does."""
         learnt = [(n, t if isinstance(t, int) else t.identity) for n, t in sorted(self.tables.items())]
+        numbers = [(n, s.mean, s.deviation, s.edges) for n, s in sorted(self.numbers.items())]
         kinds = [(name, kind.state()) for name, kind in sorted(self.kinds.items())]
-        return digest(self.features, self.dim, learnt, sorted(self.numbers.items()), kinds)
+        return digest(self.features, self.dim, learnt, numbers, kinds)
 
     @cached_property
     def identity(self) -> str:
         """Changes when what it makes of the same table does."""
         facts = [self.inputs, self.chain.lines(), sorted(self.labels.items()), self.weight, self.policy, self.known_by]
-        return digest(
-            *facts, self.counts and self.counts.facts, sorted(self.extras.items()), sorted(self.limits.items())
-        )
+        ranges = [(n, s.low, s.high) for n, s in sorted(self.numbers.items())]
+        more = (sorted(self.extras.items()), sorted(self.limits.items()), ranges)
+        return digest(*facts, self.counts and self.counts.facts, *more)
 
     def state(self) -> dict[str, object]:
         """What was learnt from data, as plain numpy arrays, numbers and text, for a checkpoint."""
         tables = {n: t.state() if isinstance(t, Vocabulary) else t for n, t in self.tables.items()}
-        numbers = {n: [s.mean, s.deviation, list(s.edges)] for n, s in self.numbers.items()}
+        numbers = {n: [s.mean, s.deviation, list(s.edges), s.low, s.high] for n, s in self.numbers.items()}
         return {"tables": tables, "numbers": numbers, "kinds": {n: k.state() for n, k in self.kinds.items()}}
 
 
 def learnt_from_state(state: Mapping[str, Any]) -> tuple[dict[str, Vocabulary | int], dict[str, NumberStats]]:
-    """The `tables` and `numbers` of `Encoder.state()`, as a checkpoint holds them."""
+    """The `tables` and `numbers` of `Encoder.state()`, as a checkpoint holds them; older ones know no ranges."""
     tables = {n: t if isinstance(t, int) else Vocabulary.from_state(t) for n, t in state["tables"].items()}
-    numbers = {n: NumberStats(mean, dev, tuple(edges)) for n, (mean, dev, edges) in state["numbers"].items()}
+    numbers = {
+        n: NumberStats(mean, dev, tuple(edges), *range_) for n, (mean, dev, edges, *range_) in state["numbers"].items()
+    }
     return tables, numbers
 
 

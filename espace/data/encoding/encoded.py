@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-from mmap import ACCESS_COPY, mmap
+import os
+import weakref
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from secrets import token_hex
 
 import torch
-from torch import Tensor
 
 from espace.data.batch import Batch, Ragged
 from espace.data.encoding.encode import Encoder
-from espace.data.reading import cache
+from espace.data.reading import cache, sealed
 from espace.data.reading.split import Part
 from espace.errors import DataError
 
 _VERSION = 4
-_ALIGNED = 64  # bytes
 _ROW_BYTES = 16  # of a row besides its ids, about
 
 
@@ -43,47 +42,78 @@ class Encoded:
         if self._key is None:
             return self._encode(number)
         kept = cache.Kept(f"{self._key}-{number}", suffix=".batch")
-        if kept.path.exists():
-            with contextlib.suppress(ValueError, OSError, KeyError):  # cut off: encode again
-                return _read(kept.path)
-            kept.path.unlink(missing_ok=True)
+        if (found := kept.found(lambda path: _read(path, kept.key))) is not None:
+            return found
         batch = self._encode(number)
         with contextlib.suppress(DataError):  # a cache that cannot be written costs time, not the run
-            kept.filled(lambda path: _write(batch, path))
+            kept.filled(lambda path: _write(batch, path, kept.key))
         return batch
+
+    @property
+    def keeps(self) -> bool:
+        """Whether pieces are kept in the cache."""
+        return self._key is not None
 
     def _encode(self, number: int) -> Batch:
         table, _ = self.part.read(number, self.encoder.columns(self.labels))
-        return self.encoder.encode(table, self.part.where(number), self.labels)
+        batch = self.encoder.encode(table, self.part.where(number), self.labels)
+        self.part.check(number)
+        return batch
 
 
-def _write(batch: Batch, path: Path) -> None:
-    """A line of JSON that says what there is, and every tensor as its bytes, each from a multiple of 64 on."""
-    tensors = batch.tensors()
-    kinds = [[str(tensor.numpy().dtype), list(tensor.shape)] for tensor in tensors]
+class Spool:
+    """Encoded pieces that are needed several times: from the cache, and those not kept there from temporary files.
+
+    Nothing is left of these when the process ends, however it does.
+    """
+
+    def __init__(self, encoded: Encoded) -> None:
+        self.encoded = encoded
+        self._files: dict[int, int] = {}  # descriptors
+        weakref.finalize(self, _close, self._files)
+
+    def piece(self, number: int) -> Batch:
+        """The rows of one piece. Raises DataError for what cannot be read or encoded."""
+        if self.encoded.keeps:
+            return self.encoded.piece(number)
+        if number in self._files:
+            return _read(Path(f"/dev/fd/{self._files[number]}"), "")
+        batch = self.encoded.piece(number)
+        with contextlib.suppress(DataError, OSError):  # no room: encode again
+            self._files[number] = _without_name(batch)
+        return batch
+
+    def only(self, pieces: Collection[int]) -> None:
+        """Forget all others."""
+        _close({n: self._files.pop(n) for n in [*self._files] if n not in pieces})
+
+
+def _close(files: Mapping[int, int]) -> None:
+    for file in files.values():
+        os.close(file)
+
+
+def _without_name(batch: Batch) -> int:
+    """The descriptor of a file with a batch, which is gone when it is closed."""
+    path = cache.folder() / "tables" / f".{token_hex(8)}.tmp"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(batch, path, "")
+        return os.open(path, os.O_RDONLY)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write(batch: Batch, path: Path, key: str) -> None:
     lists = {name: ragged.weights is not None for name, ragged in batch.lists.items()}
-    head = json.dumps({"tensors": kinds, "lists": lists, "extras": list(batch.extras)}).encode()
-    with path.open("wb") as file:
-        file.write(head + b" " * (-(len(head) + 1) % _ALIGNED) + b"\n")
-        for tensor in tensors:
-            file.write(tensor.numpy().tobytes())
-            file.write(bytes(-file.tell() % _ALIGNED))
+    values = {"lists": lists, "extras": list(batch.extras)}
+    sealed.write(path, key, values, [tensor.numpy() for tensor in batch.tensors()])
 
 
-def _read(path: Path) -> Batch:
-    """What `_write` wrote, mapped into memory. Raises ValueError for a file that was cut off."""
-    with path.open("rb") as file:
-        head = json.loads(file.readline())
-        start, data = file.tell(), mmap(file.fileno(), 0, access=ACCESS_COPY)
-    tensors: list[Tensor] = []
-    for kind, shape in head["tensors"]:
-        dtype, count = getattr(torch, kind), math.prod(shape)
-        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=start) if count else torch.empty(0, dtype=dtype)
-        tensors.append(flat.view(shape))
-        start += -(-flat.nbytes // _ALIGNED) * _ALIGNED
-    if start != len(data):
-        raise ValueError(f"{path}: {len(data)} bytes instead of {start}")
-    each, blank = iter(tensors), torch.empty(0)
+def _read(path: Path, key: str) -> Batch:
+    """What `_write` wrote, mapped into memory. Raises sealed.DamagedError for anything else."""
+    head, arrays = sealed.read(path, key)
+    each, blank = map(torch.from_numpy, arrays), torch.empty(0)
     lists = {name: Ragged(blank, blank, blank if weights else None) for name, weights in head["lists"].items()}
     batch = Batch(blank, lists, blank, blank, blank, dict.fromkeys(head["extras"], blank), blank, blank)
     return batch.mapped(lambda _: next(each))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -19,6 +20,7 @@ from espace.data.encoding.vocabulary import ValueCounts, Vocabulary
 
 _SAMPLE = 200_000
 _EVENTS = 1_000_000  # of a list feature, among which the most frequent is looked for
+_ROUNDING = 1e-13  # of the mean: some hundred times that of one float64
 
 
 class Learner:
@@ -97,7 +99,8 @@ class Learner:
         if feature.buckets is not None:
             return NumberStats(edges=self._edges(feature))
         moments = self._numbers[feature.name]
-        return NumberStats(moments.mean, moments.deviation) if feature.standardise else NumberStats()
+        mean, deviation = (moments.mean, moments.deviation) if feature.standardise else (0.0, 1.0)
+        return NumberStats(mean, deviation, low=moments.low, high=moments.high)
 
     def _edges(self, feature: Number) -> tuple[float, ...]:
         if isinstance(feature.buckets, list):
@@ -166,10 +169,11 @@ def _keeps_sample(feature: Number) -> bool:
 
 
 class _Moments:
-    """Mean and deviation over pieces (Chan et al., 1979, eq. 2.1), and a uniform sample for quantiles."""
+    """Mean and deviation over pieces (Chan et al., 1979, eq. 2.1), the range, and a uniform sample for quantiles."""
 
     def __init__(self, sampled: bool) -> None:
         self.count, self.missing, self.mean, self._squares = 0, 0, 0.0, 0.0
+        self.low, self.high = -math.inf, math.inf  # of no number: not known
         self._sample: NDArray[np.float64] = np.empty(0)
         self._ranks: NDArray[np.float64] = np.empty(0)
         self._random = np.random.default_rng(0) if sampled else None
@@ -179,6 +183,8 @@ class _Moments:
         self.missing += len(values) - len(seen)
         if not len(seen):
             return
+        low, high = float(seen.min()), float(seen.max())
+        self.low, self.high = (min(self.low, low), max(self.high, high)) if self.count else (low, high)
         mean, total = float(seen.mean()), self.count + len(seen)
         shift = mean - self.mean
         self._squares += float(((seen - mean) ** 2).sum()) + shift**2 * self.count * len(seen) / total
@@ -198,9 +204,9 @@ class _Moments:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation; 1 for a column that never varies."""
+        """The standard deviation; 1 for a column that never varies, but for the rounding of its sum."""
         deviation = float(np.sqrt(self._squares / self.count)) if self.count else 0.0
-        return deviation if deviation > 0 else 1.0
+        return deviation if deviation > _ROUNDING * abs(self.mean) else 1.0
 
     def quantiles(self, buckets: int) -> tuple[float, ...]:
         """The inner edges of `buckets` classes of equal size; fewer where values repeat."""

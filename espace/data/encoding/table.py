@@ -217,7 +217,7 @@ class Columns:
         if (own != lengths).any():
             row = int((own != lengths).argmax())
             raise DataError(
-                f"{self._row(row)}: '{column}' has {own[row]} weights for {lengths[row]} values of '{of}'. Give one"
+                f"{self.row(row)}: '{column}' has {own[row]} weights for {lengths[row]} values of '{of}'. Give one"
                 " weight for each value."
             )
         weights = self._as_numbers(values, column, "Write lists of numbers.", self._rows_of(lengths))
@@ -232,7 +232,7 @@ class Columns:
         if wrong.any():
             row = int(wrong.argmax())
             raise DataError(
-                f"{self._row(row)}: '{column}' has {lengths[row]} numbers, but the feature has size: {size}. Mend the"
+                f"{self.row(row)}: '{column}' has {lengths[row]} numbers, but the feature has size: {size}. Mend the"
                 " size or the column."
             )
         out = np.zeros((len(lengths), size), np.float32)
@@ -256,7 +256,7 @@ class Columns:
         if not (values >= 0).all():
             row = int((~(values >= 0)).argmax())
             value = self.array(column)[row]
-            raise DataError(f"{self._row(row)}: the weight {column} = {value} is not a number >= 0. {mend}")
+            raise DataError(f"{self.row(row)}: the weight {column} = {value} is not a number >= 0. {mend}")
         return values.astype(np.float32)
 
     def extra(self, column: str, kind: Extra) -> NDArray[np.int64] | NDArray[np.float64]:
@@ -274,10 +274,11 @@ class Columns:
         wrong = (values < 0) | (values > 1)
         if wrong.any():
             row = int(wrong.argmax())
-            raise DataError(f"{self._row(row)}: {column} = {values[row]:g} is no probability from 0 to 1. {mend}")
+            raise DataError(f"{self.row(row)}: {column} = {values[row]:g} is no probability from 0 to 1. {mend}")
         return values
 
-    def _row(self, row: int) -> str:
+    def row(self, row: int) -> str:
+        """The place of a row of the table, for a message."""
         return f"{self.where}, row {row if self.rows is None else self.rows[row]}"
 
     def _rows_of(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from secrets import token_hex
+from typing import TypeVar
 from weakref import WeakSet
 
 import pyarrow.fs
 
+from espace.data.reading import sealed
 from espace.errors import DataError
 
 _GIB = 1024**3
@@ -21,6 +23,8 @@ _DEFAULT_GIB = 20.0
 _REMEMBERED = 10_000  # digests kept in fingerprints.json, the newest
 _BLOCK = 2**24  # bytes hashed at a time: after each, Python's lock is waited for
 _STALE_SECONDS = 24 * 3600  # a temporary file this old belongs to a process that was killed
+
+Found = TypeVar("Found")
 
 
 def folder() -> Path:
@@ -73,22 +77,50 @@ class Kept:
     def __reduce__(self) -> tuple[type[Kept], tuple[str, Path, str]]:
         return Kept, (self.key, self.root, self.path.suffix)
 
+    def found(self, read: Callable[[Path], Found]) -> Found | None:
+        """What `read` makes of the file; None where there is none, or it is not as it was written and is removed."""
+        try:
+            found = read(self.path)
+        except FileNotFoundError:
+            return None
+        except (OSError, sealed.DamagedError):
+            self.forget()
+            return None
+        with contextlib.suppress(OSError):  # the cache may belong to someone else
+            os.utime(self.path)
+        return found
+
+    def forget(self) -> None:
+        """Remove the file, if that can be done."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
     def filled(self, write: Callable[[Path], None]) -> Path:
         """The path of the file; `write(temporary path)` makes it first when it is not there, all of it or nothing.
 
         Raises DataError when the cache cannot be written, and whatever `write` raises.
         """
-        if self.path.exists():
+        with _writing(self.root):
+            there = self.path.exists()
+        if there:
             with contextlib.suppress(OSError):  # the cache may belong to someone else
                 os.utime(self.path)
         else:
             self._make(write)
-            _shrink(self.path.parent)
+            with contextlib.suppress(OSError):  # it may have been emptied meanwhile
+                _shrink(self.path.parent)
         return self.path
 
     def _make(self, write: Callable[[Path], None]) -> None:
+        with _writing(self.root):
+            try:
+                self._put(write)
+            except FileNotFoundError:  # somebody has emptied the cache meanwhile
+                self._put(write)
+
+    def _put(self, write: Callable[[Path], None]) -> None:
         temporary = self.path.with_name(f".{self.key}.{token_hex(8)}.tmp")  # no two hosts may share it
-        with _writing(self.root), _removed(temporary):
+        with _removed(temporary):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write(temporary)
             _flush(temporary)
@@ -123,7 +155,8 @@ def _removed(temporary: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
@@ -133,18 +166,21 @@ def _flush(path: Path) -> None:
 
 def _remembered() -> dict[str, str]:
     try:
-        known = json.loads((folder() / "fingerprints.json").read_text())
+        seal, text = (folder() / "fingerprints.json").read_text().split("\n", 1)
     except (OSError, ValueError, DataError):  # missing, cut off, or no cache folder: compute again
         return {}
-    return known if isinstance(known, dict) else {}
+    known: dict[str, str] = json.loads(text) if seal == digest(text) else {}
+    return known
 
 
 def _remember(known: dict[str, str]) -> None:
-    newest = dict(list(known.items())[-_REMEMBERED:])
+    text = json.dumps(dict(list(known.items())[-_REMEMBERED:]), indent=0)
     with contextlib.suppress(OSError, DataError):  # a cache that cannot be written costs time, not the run
         temporary = folder() / f".fingerprints.{token_hex(8)}.tmp"
-        temporary.write_text(json.dumps(newest, indent=0))
-        os.replace(temporary, folder() / "fingerprints.json")
+        with _removed(temporary):
+            temporary.write_text(f"{digest(text)}\n{text}")
+            _flush(temporary)
+            os.replace(temporary, folder() / "fingerprints.json")
 
 
 def limit() -> float:

@@ -216,8 +216,8 @@ def _save(batches: Iterable[pa.RecordBatch], schema: pa.Schema, target: Path, na
         with pq.ParquetWriter(target, plain, write_page_checksum=True) as writer:
             for table in _groups(batches):
                 writer.write_table(schemas.fit(table, plain, name), row_group_size=GROUP_ROWS)
-    except pa.ArrowNotImplementedError as error:
-        raise DataError(f"{name}: a type in it cannot be kept: {error}. Write it with plainer types.") from error
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise DataError(f"{name}: a column cannot be kept: {error}. Write it with a plainer type.") from error
 
 
 def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

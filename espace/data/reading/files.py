@@ -13,37 +13,62 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.fs
 
+from espace.data.reading import cache
 from espace.errors import DataError, did_you_mean
 
 _WILDCARD = re.compile(r"[*?\[]")
 _URI_WILDCARD = re.compile(r"[*\[]")  # in a URI, `?` opens the query
 _SHOWN = 20  # names listed in a message
+_START_AGAIN = "Leave the data alone during a run, and start again."
 
 
 @dataclass(frozen=True)
 class Place:
-    """One file: the name that messages show, the URI of its file system ("" = local), its path there, what it was."""
+    """One file: the name that messages show, the URI of its file system ("" = local), its path there, what it was.
+
+    ctime: when a local file was last written to or renamed, or had its rights changed, ns; inode: tells it from one that
+    takes its place; content: a digest of it.
+    """
 
     name: str
     root: str
     path: str
     size: int  # bytes
     mtime: int | str | None  # ns; or whatever the file system has instead
+    ctime: int = 0
+    inode: int = 0
+    content: str = ""
 
     @property
     def filesystem(self) -> pa.fs.FileSystem:
         """The pyarrow file system on which the file lies."""
         return _filesystem(self.root)[0]
 
+    @property
+    def changed(self) -> str:
+        """Changes when the file does."""
+        return f"{self.mtime}/{self.ctime}"
+
     def check(self) -> None:
-        """Raises DataError when the file is gone, or its size or time of change is not what it was at the start."""
+        """Raises DataError when the file is gone, or its size or time of change is not what it was at the start.
+
+        A local file whose times were set back, or that was only renamed or linked, is told by its content.
+        """
         with reaching(self.name):
             info = self.filesystem.get_file_info(self.path)
             if info.type != pa.fs.FileType.File:
                 raise FileNotFoundError
             if (info.size, _changed(self.filesystem, info)) != (self.size, self.mtime):
                 changed = f"the file changed since the start ({self.size:,} bytes then, {info.size:,} now)"
-                raise DataError(f"{self.name}: {changed}. Leave the data alone during a run, and start again.")
+                raise DataError(f"{self.name}: {changed}. {_START_AGAIN}")
+            ctime = 0 if self.root else os.stat(self.path).st_ctime_ns
+            if ctime != self.ctime and not _has_its_content(self, ctime):
+                raise DataError(f"{self.name}: the file changed since the start. {_START_AGAIN}")
+
+    def watch(self) -> None:
+        """As `check`, of a file that is open or was copied: if it is local and removed or replaced, that changes nothing."""
+        if self.root or (os.path.exists(self.path) and os.stat(self.path).st_ino == self.inode):
+            self.check()
 
 
 @dataclass(frozen=True)
@@ -82,6 +107,12 @@ def reaching(name: str) -> Iterator[None]:
         raise DataError(f"{name}: a package is missing: {error}. Install it with pip.") from error
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise DataError(f"{name}: cannot be reached: {error}. Check the address and the credentials.") from error
+
+
+@lru_cache
+def _has_its_content(place: Place, ctime: int) -> bool:
+    """Whether a local file is what it was, though it was touched at `ctime`."""
+    return cache.content_digest(place.path) == place.content
 
 
 def _filesystem(uri: str) -> tuple[pa.fs.FileSystem, str]:
@@ -207,7 +238,9 @@ def _is_folder(info: pa.fs.FileInfo) -> bool:
 def _place(entry: _Entry, filesystem: pa.fs.FileSystem, info: pa.fs.FileInfo) -> Place:
     below = info.path[len(entry.path.rstrip("/")) :].lstrip("/")
     name = os.path.join(entry.shown, below) if below else entry.shown
-    return Place(name, entry.root, info.path, info.size, _changed(filesystem, info))
+    stat = None if entry.root else os.stat(info.path)
+    more = (0, 0) if stat is None else (stat.st_ctime_ns, stat.st_ino)
+    return Place(name, entry.root, info.path, info.size, _changed(filesystem, info), *more)
 
 
 def _refuse_repeats(places: Sequence[Place], split: str) -> None:

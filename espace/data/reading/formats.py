@@ -13,7 +13,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from espace.data.reading import cache, convert
+from espace.data.reading import cache, convert, sealed
 from espace.data.reading.files import Place, reaching
 from espace.errors import DataError, did_you_mean
 
@@ -31,6 +31,7 @@ ENDINGS = {
 _DELIMITERS = {".tsv": "\t", ".txt": "\t"}
 _COMPRESSED = (".gz", ".zst", ".bz2")
 _OPEN_FILES = 8
+_TRIES = 3
 
 
 class Opened(Protocol):
@@ -109,18 +110,27 @@ class ConvertedFile:
 
     def open(self) -> Opened:
         """See File."""
-        path = self.kept.filled(self._write)
-        return _OpenParquet(pa.OSFile(str(path)), f"{self.place.name} (converted: {path})")
+        for _ in range(_TRIES):
+            path = self.kept.filled(self._write)
+            with contextlib.suppress(OSError):  # somebody has emptied the cache since
+                if sealed.is_whole(path):
+                    return _OpenParquet(pa.OSFile(str(path)), f"{self.place.name} (converted: {path})")
+                self.kept.forget()
+        what = f"what is written there is not what is read, {_TRIES} times"
+        raise DataError(f"{self.kept.root}: {what}. Set ESPACE_CACHE to a folder on another disk.")
 
     def _write(self, path: Path) -> None:
         self.place.check()
         self.write(path)
+        sealed.seal_parquet(path)
+        self.place.check()
 
 
 def recognise(place: Place, format: str, layout: convert.Layout) -> File:
     """The file at `place`, in the format `parquet`, `csv` or `arrow`. Raises DataError when it is out of reach."""
     with reaching(place.name):
-        content = cache.fingerprint(place.filesystem, place.path, place.size, place.mtime)
+        content = cache.fingerprint(place.filesystem, place.path, place.size, place.changed)
+        place = replace(place, content=content)
         start = _start(place) if format == "arrow" else b""
     if format == "parquet":
         return ParquetFile(place, content)

@@ -82,7 +82,18 @@ class Files:
         if refused := [self.apart[name] for name in dict.fromkeys(columns) if name in self.apart]:
             raise DataError("\n".join(refused))
         wanted = schemas.pick(self.schema, columns, piece.source)
-        return schemas.fit(_read(self._files[piece.source], piece, wanted.names), wanted, str(piece))
+        if not piece.rows:
+            return wanted.empty_table()
+        table = schemas.fit(_read(self._files[piece.source], piece, wanted.names), wanted, str(piece))
+        self.check(piece)
+        return table
+
+    def check(self, piece: Piece | None = None) -> None:
+        """Raise DataError when a file was altered since the start: that of `piece` if it is local, or any."""
+        places = [file.place for file in self._files.values()] if piece is None else [self._files[piece.source].place]
+        for place in places:
+            if piece is None or not place.root:
+                place.watch()
 
 
 def parquet(source: str | Sequence[str], split: str, text: Sequence[str] = ()) -> Files:
@@ -147,19 +158,24 @@ def _is_data(format: str | None) -> Callable[[str], bool]:
 
 
 def _survey(found: Sequence[formats.File], split: str, text: Sequence[str]) -> tuple[schemas.Agreed, tuple[Piece, ...]]:
-    """The common columns and all pieces. Files without rows have no say in the columns."""
+    """The common columns and all pieces. Files without rows have no say in the columns.
+
+    Where no file has rows, there is nothing to train on or to judge; what is to be predicted has one empty piece.
+    """
     columns: list[schemas.Named] = []
+    empty: list[schemas.Named] = []
     pieces: list[Piece] = []
     for file in found:
         name, opened = file.place.name, formats.opened(file)
         schemas.refuse_repeats(opened.schema.names, name, "Give every column a name of its own.")
         mine = [Piece(name, index, rows) for index, rows in enumerate(opened.rows()) if rows]
-        columns += [(name, opened.schema)] if mine else []
+        (columns if mine else empty).append((name, opened.schema))
         pieces += mine
+    if not pieces and split == "predict":
+        return schemas.agree(empty, text), (Piece(found[0].place.name, 0, 0),)
     if not pieces:
-        raise DataError(
-            f"{split}: no rows: {found[0].place.name} and {len(found) - 1} other files are empty. Check them."
-        )
+        more = f" and {len(found) - 1:,} other files are" if len(found) > 1 else " is"
+        raise DataError(f"{split}: no rows: {found[0].place.name}{more} empty. Write rows into it.")
     return schemas.agree(columns, text), tuple(pieces)
 
 

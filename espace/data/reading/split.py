@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +15,7 @@ from espace.data.reading.times import Clock, Moment
 
 if TYPE_CHECKING:
     from espace.contracts import Reader
+    from espace.data.reading.readers import Piece
 
 
 class RowFilter(Protocol):
@@ -136,6 +137,12 @@ class Part:
         if mask is None:
             return table, np.arange(table.num_rows)
         return table.filter(pa.array(mask)), np.flatnonzero(mask)
+
+    def check(self, piece: int | None = None) -> None:
+        """Raise DataError when the rows of a piece, or of any, are not what they were, where the reader can tell."""
+        check: Callable[[Piece | None], None] | None = getattr(self.reader, "check", None)
+        if check is not None:
+            check(None if piece is None else self.reader.pieces[piece])
 
     def where(self, piece: int) -> str:
         """The piece, for an error message."""

@@ -1,7 +1,7 @@
 """The plan of batches: which rows make batch k of epoch e, the same on every rank, in every worker, after a restart.
 
-Row groups are put in an order that is a function of (seed, epoch), read in windows of a few, shuffled within a window,
-and cut into global batches of a fixed size; a rank takes its slice of each. So a place in the stream is one number, the
+Windows of rows from pieces all over the data, see `Plan`, a function of (seed, epoch), are shuffled and cut into global
+batches of a fixed size; a rank takes its slice of each. So a place in the stream is one number, the
 count of batches trained, and nothing else has to be saved. On a CPU there are no workers and no prefetch thread:
 reading is a few per cent of a step, and a thread that competes for two busy cores costs more than it hides. For a GPU a
 thread reads ahead: where it can, it sends whole windows, out of which the GPU takes its batches.
@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from espace.data.batch import Batch
 from espace.data.encoding.columns import is_list
 from espace.data.encoding.encode import Encoder
-from espace.data.encoding.encoded import Encoded
+from espace.data.encoding.encoded import Encoded, Spool
 from espace.data.reading.split import Part
+from espace.data.stream.plan import Plan, Window
 from espace.data.stream.prefetch import prefetched
 from espace.data.stream.sampling import times_used
 
@@ -34,66 +35,26 @@ if TYPE_CHECKING:
 Scoring = Callable[[Batch], NDArray[np.float64]]  # a probability of each row, (rows,)
 
 
-@dataclass(frozen=True)
-class Window:
-    """Some pieces read together: their numbers, and the place of the window in its epoch."""
-
-    pieces: tuple[int, ...]
-    epoch: int
-    number: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The order of a part's rows in every epoch.
-
-    counts: rows of each piece; shuffle_rows: about how many rows are shuffled among each other at a time.
-    """
-
-    counts: Sequence[int]
-    batch_size: int
-    seed: int
-    shuffle: bool
-    shuffle_rows: int
-
-    def __len__(self) -> int:
-        """Batches of an epoch; the last may be short."""
-        return -(-sum(self.counts) // self.batch_size)
-
-    def windows(self, epoch: int) -> list[Window]:
-        """The windows of an epoch, in order."""
-        order = np.flatnonzero(np.asarray(self.counts))
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch, 1]).permutation(order)
-        windows: list[tuple[int, ...]] = [()]
-        rows = 0
-        for piece in order.tolist():
-            if rows >= self.shuffle_rows:
-                windows.append(())
-                rows = 0
-            windows[-1] += (piece,)
-            rows += self.counts[piece]
-        return [Window(pieces, epoch, number) for number, pieces in enumerate(windows) if pieces]
-
-    def order(self, window: Window) -> NDArray[np.int64]:
-        """The order of the rows of a window."""
-        rows = sum(self.counts[p] for p in window.pieces)
-        if not self.shuffle:
-            return np.arange(rows)
-        return np.random.default_rng([self.seed, window.epoch, 2, window.number]).permutation(rows)
-
-
 class _Windows(Dataset[Batch]):
     """Reads and encodes windows; holds plain objects, so that worker processes can be started by spawn."""
 
-    def __init__(self, encoded: Encoded, windows: Sequence[Window], pinned: bool) -> None:
-        self.encoded, self.windows, self.pinned = encoded, windows, pinned
+    def __init__(self, encoded: Encoded, plan: Plan, windows: Sequence[Window], pinned: bool) -> None:
+        self.encoded, self.plan, self.windows, self.pinned = encoded, plan, windows, pinned
+        self._spool: Spool | None = None  # of the process that reads
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, number: int) -> Batch:
-        return Batch.cat([self.encoded.piece(p) for p in self.windows[number].pieces], self.pinned)
+        window = self.windows[number]
+        self._spool = self._spool or Spool(self.encoded)
+        self._spool.only(window.pieces if window.parts > 1 else ())
+        return Batch.cat([self._rows(piece, rows) for piece, rows in self.plan.shares(window)], self.pinned)
+
+    def _rows(self, piece: int, rows: NDArray[np.int64] | None) -> Batch:
+        if rows is None or self._spool is None:
+            return self.encoded.piece(piece)
+        return self._spool.piece(piece).take(torch.from_numpy(rows))
 
 
 @dataclass(frozen=True)
@@ -158,6 +119,8 @@ class Stream:
 
     def _batches(self, windows: Iterable[_Read], epoch: int, numbers: range) -> Iterator[Batch]:
         for number, batch in zip(numbers, self._global_batches(windows), strict=False):
+            if number == numbers[-1]:
+                self.part.check()  # what was read is what was there at the start
             yield self._slice(self._trained(batch, epoch, number) if self.training else batch)
 
     def state_dict(self) -> dict[str, object]:
@@ -171,7 +134,7 @@ class Stream:
         """The windows of an epoch, without the rows of its first `start` batches."""
         skip = start * self.plan.batch_size
         windows = self.plan.windows(epoch)
-        while windows and skip >= (rows := sum(self.plan.counts[p] for p in windows[0].pieces)):
+        while windows and skip >= (rows := self.plan.rows(windows[0])):
             skip -= rows
             windows.pop(0)
         loaded = iter(self._read(windows))
@@ -205,10 +168,10 @@ class Stream:
     def _read(self, windows: Sequence[Window]) -> DataLoader[Batch]:
         encoded = Encoded(self.part, self.encoder, labels=True, keep=self.keep)
         pinned = self.device is not None and self.device.type == "cuda" and not self.workers
-        return DataLoader(_Windows(encoded, windows, pinned), batch_size=None, num_workers=self.workers)
+        return DataLoader(_Windows(encoded, self.plan, windows, pinned), batch_size=None, num_workers=self.workers)
 
     def _check_rows(self, window: Window, data: Batch) -> None:
-        expected = sum(self.plan.counts[p] for p in window.pieces)
+        expected = self.plan.rows(window)
         assert len(data) == expected, f"{self.part.name}: {len(data)} rows instead of {expected} in {window}"
 
     def _trained(self, batch: Batch, epoch: int, number: int) -> Batch:

@@ -52,7 +52,7 @@ class AITM(nn.Module):
     def __init__(self, chain: espace.Chain, widths: Mapping[str, int], *, dropout: espace.Dropout = 0.0) -> None:
         super().__init__()
         self.before = {t.name: [a.name for a in chain.arrivals(t.parent)] for t in chain.heads}
-        self.hops = nn.ModuleDict(
+        self.hops = espace.NamedModules(
             {
                 n: Transfer(widths[n], [widths[a] for a in before], dropout)
                 for n, before in self.before.items()

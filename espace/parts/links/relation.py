@@ -34,7 +34,7 @@ class Relation(nn.Module):
     ) -> None:
         super().__init__()
         self.before = {t.name: [a.name for a in chain.arrivals(t.parent)] for t in chain.heads}
-        self.layers = nn.ModuleDict()
+        self.layers = espace.NamedModules()
         self.widths: dict[str, int] = {}
         for name, before in self.before.items():
             width = widths[name] + sum(self.widths[a] for a in before)

@@ -140,6 +140,112 @@ class KeepingMetric(torchmetrics.Metric):
         return keys[fit], rows[fit], threshold
 
 
+class RankingMetric(torchmetrics.Metric):
+    """A metric of the order of the rows, which counts two things along it. Abstract.
+
+    Keeps all rows up to `max_rows`. Beyond that what it has is put in order, and neighbours are merged into about
+    `bins` bins, each with about the same share of what is counted; rows with one key stay together, and a key with a
+    larger share stays alone. So bins follow the data, wherever that lies and however narrow it is. Merged rows are
+    merged again only with others that stand for as many, so that of R rows none is merged more than
+    1 + log2(R / max_rows) times; each time, no more than 2 / bins of what is counted passes it.
+
+    Args:
+        max_rows: how many rows each rank keeps at most; 24 bytes each.
+        bins: how many bins the rows beyond are merged into; 24 bytes each, once for every doubling of the rows.
+        orders: a name for each key that rows are ordered by.
+    """
+
+    def __init__(self, max_rows: int, bins: int, *orders: str) -> None:
+        super().__init__()
+        self.max_rows = max_rows
+        self.bins = bins
+        self.orders = orders
+        for order in orders:  # lists of (n, 3) float64: key, and what is counted; and of (1,), the rows of each merged
+            for state in (order, f"{order}_merged", f"{order}_rows"):
+                self.add_state(state, [], dist_reduce_fx="cat")
+
+    def keep(self, order: str, *columns: Tensor) -> None:
+        """Add rows: their key and the two things that are counted, (rows,) float64 each."""
+        kept: list[Tensor] = getattr(self, order)
+        kept.append(torch.stack(columns, dim=1))
+        if sum(len(piece) for piece in kept) > self.max_rows:
+            self._merge(order, torch.cat(kept))
+            kept.clear()
+
+    def ordered(self, order: str) -> tuple[Tensor, ...]:
+        """Rising keys, each once, and what is counted at each: (keys,) three times."""
+        return _ordered(torch.cat([self._none(), *self._pieces(order), *self._pieces(f"{order}_merged")])).unbind(1)
+
+    def masses(self, rows: Tensor) -> Tensor:
+        """What bins have equal shares of: (n, 2), not negative, of (n, 3) rows."""
+        return rows[:, 1:]
+
+    def sync(
+        self,
+        dist_sync_fn: Callable[..., object] | None = None,
+        process_group: object = None,
+        should_sync: bool = True,
+        distributed_available: Callable[..., object] | None = None,
+    ) -> None:
+        """Gather the states of all ranks. A rank without rows takes part with empty columns of the right type."""
+        for order in self.orders:
+            for state in (order, f"{order}_merged"):
+                getattr(self, state).append(self._none())
+            getattr(self, f"{order}_rows").append(self._none()[:, 0].long())
+        super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
+
+    def _merge(self, order: str, rows: Tensor) -> None:
+        """Put rows among the merged ones, together with those that stand for no more."""
+        merged, counts = self._pieces(f"{order}_merged"), self._pieces(f"{order}_rows")
+        stack = [(piece, int(count)) for piece, count in zip(merged, counts, strict=True) if len(piece)]
+        new, count = self._binned(rows), len(rows)
+        while stack and stack[-1][1] <= count:
+            piece, more = stack.pop()
+            new, count = self._binned(torch.cat([piece, new])), count + more
+        stack.append((new, count))
+        setattr(self, f"{order}_merged", [piece for piece, _ in stack])
+        setattr(self, f"{order}_rows", [torch.tensor([count], device=self.device) for _, count in stack])
+
+    def _binned(self, rows: Tensor) -> Tensor:
+        """The same, (n, 3), in order, in about as many bins as there may be."""
+        rows = _ordered(rows)
+        if len(rows) <= self.bins:
+            return rows
+        masses = self.masses(rows)
+        share = (masses / masses.sum(0).clamp(min=torch.finfo(masses.dtype).tiny)).mean(1) * self.bins
+        bin_of = (share.cumsum(0) - share / 2).long()
+        alone = share >= 1
+        begins = torch.ones_like(alone)
+        begins[1:] = (bin_of.diff() > 0) | alone[1:] | alone[:-1]
+        return _summed(rows, begins)
+
+    def _pieces(self, state: str) -> list[Tensor]:
+        found: list[Tensor] | Tensor = getattr(self, state)
+        return [found] if isinstance(found, Tensor) else found  # one tensor while the ranks' are together
+
+    def _none(self) -> Tensor:
+        return torch.zeros(0, 3, dtype=torch.float64, device=self.device)
+
+
+def _ordered(rows: Tensor) -> Tensor:
+    """Rows, (n, 3), in the order of their keys, those of one key added up."""
+    columns = rows.T.contiguous()  # sorting and gathering are twice as fast
+    key, order = columns[0].sort()
+    begins = torch.ones_like(key, dtype=torch.bool)
+    begins[1:] = key[1:] != key[:-1]
+    return _summed(torch.stack([key, columns[1][order], columns[2][order]], dim=1), begins)
+
+
+def _summed(rows: Tensor, begins: Tensor) -> Tensor:
+    """Rows, (n, 3), added up from each that begins a bin, (n,) bool, to the next; the key is that of the middle one."""
+    first = begins.nonzero().squeeze(1)
+    if len(first) == len(rows):
+        return rows
+    last = torch.cat([first[1:], first.new_tensor([len(rows)])]) - 1
+    sums = rows.new_zeros(len(first), 2).index_add_(0, begins.cumsum(0) - 1, rows[:, 1:])
+    return torch.cat([rows[(first + last) // 2, :1], sums], dim=1)
+
+
 def hashed(keys: Tensor) -> Tensor:
     """splitmix64 (Steele et al., OOPSLA 2014) of int64 keys, as int64 from 0 to 2**62 - 1."""
     z = keys + (0x9E3779B97F4A7C15 - 2**64)

@@ -53,9 +53,9 @@ class Extraction(nn.Module):
         counts = {place: shared if place == SHARED else own for place in specs}
         experts = {place: [expert(specs[place]) for _ in range(count)] for place, count in counts.items()}
         self.out_features: int = next(one for group in experts.values() for one in group).out_features
-        self.experts = nn.ModuleDict({place: nn.ModuleList(group) for place, group in experts.items()})
+        self.experts = espace.NamedModules({place: nn.ModuleList(group) for place, group in experts.items()})
         self.seen = {place: [p for p in specs if p in (place, SHARED) or place == SHARED] for place in specs}
-        self.gates = nn.ModuleDict()
+        self.gates = espace.NamedModules()
         for place in (p for p in specs if not (last and p == SHARED)):
             told = [f"{_called(p, place)}_{i}" for p in self.seen[place] for i in range(1, counts[p] + 1)]
             self.gates[place] = espace.Gate(specs[place].width, [f"{place}/{level}{name}" for name in told])

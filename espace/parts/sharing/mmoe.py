@@ -30,7 +30,7 @@ class MMoE(nn.Module):
         made = [expert(spec) for _ in range(experts)]
         self.experts = nn.ModuleList(made)
         numbers = range(1, experts + 1)
-        self.gates = nn.ModuleDict(
+        self.gates = espace.NamedModules(
             {name: espace.Gate(spec.width, [f"{name}/expert_{i}" for i in numbers]) for name in transitions}
         )
         self.specs = dict.fromkeys(transitions, espace.FeatureSpec.of_vector(made[0].out_features))
