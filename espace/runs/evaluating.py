@@ -92,7 +92,9 @@ def build_judge(config: Config, registry: Registry, objective: Objective, weight
     return Judge(chain_of(config), spaces_of(config), build_metrics(config, registry), terms)
 
 
-def evaluate_run(run: Run, config: Config, name: str, report: Report, see: See | None = None) -> Evaluated:
+def evaluate_run(
+    run: Run, config: Config, name: str, report: Report | None = None, see: See | None = None
+) -> Evaluated:
     """Evaluate a trained run on the part `name` of `config`'s data, `see` as in `evaluate`.
 
     Raises ConfigError when the model would be another.
@@ -100,6 +102,7 @@ def evaluate_run(run: Run, config: Config, name: str, report: Report, see: See |
     for section in ("chain", "features", "embedding", "sharing", "link", "tower", "towers", "stages"):
         if getattr(config, section) != getattr(run.config, section):
             raise ConfigError(f"{section}: the run was trained with another one. Override data.* and metrics.* only.")
+    report = report or Report(quiet=True)
     parts = {name: _open_part(config, run.registry, name)}
     tables, numbers = run.encoder.tables, run.encoder.numbers
     task = task_of(config, run.registry)

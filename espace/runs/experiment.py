@@ -19,6 +19,7 @@ from espace.runs.build import (
     build_model_probe,
 )
 from espace.runs.folder import clear_beginning, has_begun, new_folder, owned, refuse_taken, removed_if_empty
+from espace.runs.html import in_notebook
 from espace.runs.metrics import metric_names
 from espace.runs.opening import Prepared, prepare
 from espace.runs.report import Report
@@ -48,7 +49,11 @@ class Experiment:
         return cls(config, registry)
 
     def check(self, report: Report | None = None) -> Prepared:
-        """Read the data once, audit it, and print what was found. Raises DataError with every reason not to train."""
+        """Read the data once, audit it, and print what was found; without a report, nothing: in a notebook what is
+        returned shows itself.
+
+        Raises DataError with every reason not to train.
+        """
         self._check_machine()
         with parts_told(self.registry):
             return prepare(self.config, self.registry, report or Report(quiet=True))
@@ -69,7 +74,8 @@ class Experiment:
     ) -> Run | None:
         """Train, keep the best weights, evaluate them on validation and test, and leave a run folder behind.
 
-        run_dir: the folder, new or empty; by default runs/<name>/<time>. resume: a run folder to go on with.
+        run_dir: the folder, new or empty; by default runs/<name>/<time>. resume: a run folder to go on with. report:
+        what prints; without one, a notebook shows the audit, a bar and the results, and nothing is printed elsewhere.
         Returns the trained run; None on the other ranks of a distributed run. Raises EspaceError and its family, and
         SystemExit (130, 143) when a signal stopped it. Torch's random numbers on the CPU go on afterwards as if nothing
         had been drawn; those of accelerators are seeded anew at every step.
@@ -78,7 +84,7 @@ class Experiment:
         from espace.training.machine import torch_as_it_was
 
         self._check_machine()
-        report = report if report and _is_first_rank() else Report(quiet=True)
+        report = (report or Report(quiet=not in_notebook())) if _is_first_rank() else Report(quiet=True)
         folder = _run_folder(self.config, run_dir, resume)
         mine = owned(folder) if _is_first_rank() else nullcontext()
         fresh = (parts_told(self.registry), torch.random.fork_rng(devices=[]), torch_as_it_was())

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rich.table import Table
+
 from espace.chain.scores import predictions
 from espace.config import Config
 from espace.contracts import Reader
@@ -37,6 +39,7 @@ from espace.runs.build import (
     scores_of,
     text_of,
 )
+from espace.runs.html import html_of
 from espace.runs.report import Report
 from espace.runs.run import (
     Run,
@@ -48,12 +51,18 @@ PARTS = ("train", "validation", "test")
 
 @dataclass
 class Prepared:
-    """Data that was looked at: parts by name, what the scans found, the encoder, what scores rows for the sampler."""
+    """Data that was looked at: parts by name, what the scans found, the encoder, what scores rows for the sampler, and
+    the tables of the audit, which a notebook shows."""
 
     parts: Mapping[str, Part]
     scans: Mapping[str, Scan]
     encoder: Encoder
     scoring: Scoring | None = None
+    tables: Sequence[Table] = ()
+
+    def _repr_html_(self) -> str:
+        rows = ", ".join(f"{name} {scan.tally.rows:,} rows" for name, scan in self.scans.items())
+        return html_of(f"Nothing stands against training: {rows}", self.tables)
 
     def plan(self, config: Config) -> Plan:
         """The order of the training rows."""
@@ -83,12 +92,12 @@ def prepare(config: Config, registry: Registry, report: Report) -> Prepared:
     for name in parts:
         if name != "train":
             scans[name] = scan_other(task, parts[name], encoder, report.progress)
-    report.audit(config, build_objective(config, registry), scans)
+    shown = report.audit(config, build_objective(config, registry), scans)
     if line := sampling_of(config, registry):
         report.warn(line)
     _tell_scores(config, parts["train"], report)
     judge_scans(config, parts, scans, report, task.limits)
-    return Prepared(parts, scans, encoder, scoring)
+    return Prepared(parts, scans, encoder, scoring, shown)
 
 
 def _scorer(config: Config, registry: Registry) -> tuple[Run, str] | None:

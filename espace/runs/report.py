@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from espace.config import Config
@@ -18,6 +19,7 @@ from espace.contracts import Objective
 from espace.data.auditing.scan import Scan
 from espace.errors import visible
 from espace.model.model import Model
+from espace.runs import widths
 from espace.runs.figures import (
     Curves,
     Interval,
@@ -39,13 +41,14 @@ from espace.runs.tables import (
     truths_of,
     truths_table,
 )
+from espace.training.bars import shows_bars
 
 if TYPE_CHECKING:
     from espace.training.narrator import Narrator
 
 _NAMES_AND_NUMBERS = re.compile(r"'[^']*'|\d[\d,.]*")
 _SHOWN = 3  # notes of one kind
-_PLAIN_WIDTH = 180  # of output that goes to a file or a pipe
+_PLAIN_WIDTH = 1_000  # of output that goes to a file or a pipe, where nothing has to go for want of room
 
 
 class SafeConsole(Console):
@@ -96,12 +99,12 @@ class Report:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """The bar of the pass over the data."""
-        if self.quiet or not self.console.is_terminal:
+        if self.quiet or not shows_bars(self.console):
             return
         if self._reading is None:
             columns = (
                 TextColumn("reading {task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=max(10, min(40, self.console.width - 50))),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
             )
@@ -117,15 +120,21 @@ class Report:
             self._reading.stop()
         self._reading, self._bars = None, {}
 
-    def audit(self, config: Config, objective: Objective, scans: Mapping[str, Scan]) -> None:
-        """Rates of every stage, violations, unknown labels, and which rows feed which loss term."""
+    def audit(self, config: Config, objective: Objective, scans: Mapping[str, Scan]) -> list[Table]:
+        """Rates of every stage, violations, unknown labels, times, and which rows feed which loss term."""
         self.done_reading()
-        self.console.print(stages_table(config, scans))
+        tables: dict[tuple[str, ...], Table] = {widths.LABELS: stages_table(config, scans)}
         if config.data.split and config.data.split.by and (spans := {n: s.span for n, s in scans.items() if s.span}):
-            self.console.print(times_table(config.data.split.by, spans))
-        self.console.print(terms_table(config, objective, scans["train"]))
+            tables[widths.TIMES] = times_table(config.data.split.by, spans)
+        tables[widths.TERMS] = terms_table(config, objective, scans["train"])
         if scans["train"].lists:
-            self.console.print(lists_table(scans["train"]))
+            tables[widths.LISTS] = lists_table(scans["train"])
+        for needed, table in tables.items():
+            self._show(table, needed)
+        return [*tables.values()]
+
+    def _show(self, table: Table, needed: Sequence[str]) -> None:
+        self.console.print(widths.fitted(table, self.console.width, needed))
 
     def start(self, config: Config, model: Model, folder: Path, precision: str) -> None:
         """What is about to be trained, and where it goes."""
@@ -149,9 +158,10 @@ class Report:
     def results(self, config: Config, part: str, metrics: Mapping[str, float]) -> None:
         """One row per probability, each judged in its own space, and per truth; then what looks wrong."""
         truths = truths_of(config)
-        self.console.print(results_table(config, part, metrics, {f"{p}{v}" for p in truths for v in OF_TRUTH}))
+        elsewhere = {f"{p}{v}" for p in truths for v in OF_TRUTH}
+        self._show(results_table(config, part, metrics, elsewhere), widths.RESULTS)
         if truths:
-            self.console.print(truths_table(config, part, metrics, truths))
+            self._show(truths_table(config, part, metrics, truths), widths.TRUTHS)
         for line in suspicious(config, metrics):
             self.warn(f"{part}: {line}")
 

@@ -36,13 +36,14 @@ from espace.registry.registry import Registry
 from espace.registry.registry import load as load_plugins
 from espace.runs.artefact import Artefact, check_complete, opened, understood
 from espace.runs.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
+from espace.runs.html import html_of_run, results_in
 from espace.runs.passing import check_columns, passed_on
 from espace.runs.trust import chosen
 from espace.training.checkpoint import read_checkpoint
 from espace.training.optim import settle
 from espace.training.precision import autocast, default_precision
 
-PACKAGES = (
+PACKAGES = [
     "espace",
     "torch",
     "pytorch-lightning",
@@ -52,8 +53,7 @@ PACKAGES = (
     "pyarrow",
     "numpy",
     "pydantic",
-)
-_READ = "which the model reads"
+]
 
 
 class Run:
@@ -80,6 +80,20 @@ class Run:
         self.folder = folder
         self.scores = scores_of(config)
         self.strays = Strays(encoder)
+
+    @property
+    def results(self) -> dict[str, float | None]:
+        """results.json: `{"test/click/auc": 0.72}`, None where undefined; nothing before a run is finished."""
+        return results_in(self.folder)
+
+    def evaluate(self, split: str = "test", overrides: Sequence[str] = ()) -> dict[str, float]:
+        """`{"click/auc": 0.72}`, as `espace evaluate` finds. Raises ConfigError, DataError and NonFiniteError."""
+        from espace.runs.evaluating import evaluate_run  # here, since it needs this module
+
+        return evaluate_run(self, configuration.override(self.config, overrides, self.registry), split).metrics
+
+    def _repr_html_(self) -> str:
+        return html_of_run(self.config, self.folder)
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Probabilities:
@@ -108,7 +122,7 @@ class Run:
 
     def _check_input(self, where: str, found: Sequence[str], apart: Mapping[str, str] | None = None) -> None:
         """Raise DataError naming every column that the model or a score reads and the input lacks."""
-        check_columns(where, self.encoder.columns(labels=False), found, _READ, apart)
+        check_columns(where, self.encoder.columns(labels=False), found, "which the model reads", apart)
         for name, score in self.scores.items():
             check_columns(where, score.columns, found, f"which scores.{name} reads", apart)
 
@@ -155,8 +169,7 @@ class Run:
     def predict_file(self, reader: Reader, out: Path, keep: Sequence[str] | None = None) -> Iterator[int]:
         """Stream predictions of all rows of `reader` to a Parquet file, in their order, beside the columns in `keep`.
 
-        None keeps all that all files have and Parquet can hold. Yields the rows done so far. The file appears under its
-        name when it is complete.
+        None keeps all that can be. Yields the rows done so far. The file appears under its name when it is complete.
 
         Raises DataError naming file and row group for what cannot be read, RunError when `out` cannot be written.
         """

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 
 import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from espace.training.bars import shows_bars
 from espace.training.lightning import Training
 
 _REFRESH = 20  # steps
+_BAR, _LEAST_BAR = 40, 10  # columns
 
 
 class Narrator(pl.Callback):
@@ -24,14 +26,18 @@ class Narrator(pl.Callback):
         self._task = TaskID(0)
         self._since = 0.0
         self._rows = 0
+        self._room = 0  # columns beside the bar
 
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         """Begin."""
         self._since, self._rows = time.monotonic(), 0
-        if self.console.is_terminal and not self.quiet and trainer.is_global_zero:
-            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.description}"), console=self.console, refresh_per_second=4)
+        if shows_bars(self.console) and not self.quiet and trainer.is_global_zero:
             total = trainer.estimated_stepping_batches
+            rest = self.console.width - len("training ") - 2 * len(str(total)) - len(" / 0:00:00  ")
+            bar = max(_LEAST_BAR, min(_BAR, rest // 2))
+            self._room = rest - bar
+            columns = (TextColumn("training"), BarColumn(bar), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.description}"), console=self.console, refresh_per_second=4)
             self._task = self._bar.add_task("", total=None if total == float("inf") else int(total))
             self._bar.start()
 
@@ -47,7 +53,7 @@ class Narrator(pl.Callback):
     def _losses(self, told: Mapping[str, float]) -> str:
         rate = self._rows / max(time.monotonic() - self._since, 1e-9)
         found = {n.removeprefix("train/"): v for n, v in told.items() if n.startswith("train/loss")}
-        return "  ".join([*(f"{n} {v:.4f}" for n, v in found.items()), f"{rate:,.0f} rows/s"])
+        return fitting([*(f"{n} {v:.4f}" for n, v in found.items()), f"{rate:,.0f} rows/s"], self._room)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """A line."""
@@ -72,6 +78,17 @@ class Narrator(pl.Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def fitting(parts: Sequence[str], room: int) -> str:
+    """The first parts, as many as fit into so many columns with two blanks between them; none is cut."""
+    text = ""
+    for part in parts:
+        longer = f"{text}  {part}" if text else part
+        if len(longer) > room:
+            break
+        text = longer
+    return text
 
 
 def _told(metrics: Mapping[str, float], metric: str) -> str:

@@ -17,6 +17,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 import espace
 from espace.data.stream.plan import Plan
 from espace.data.stream.stream import Stream
+from espace.errors import ConfigError
 from espace.runs import experiment, fitting
 from espace.runs.build import build_model, build_objective, build_weighting
 from espace.runs.experiment import Experiment
@@ -175,6 +176,38 @@ class TestResults:
         assert "data.potential.conversion_given_click: train.parquet has no column 'would_buy'." in said.error
         assert "metrics.gauc.by: train.parquet has no column 'session'." in said.error
         assert shop.espace("evaluate", "run", "--split", "train", "data.potential=null", "metrics.gauc=null").code == 0
+
+
+class TestNotebooks:
+    def test_a_run_shows_its_results_and_gives_them_by_name(self, trained):
+        run = espace.load(trained.run)
+        assert run.results == json.loads((trained.run / "results.json").read_text())
+        shown = run._repr_html_()
+        assert shown.startswith(f"<p>shop: {trained.run}</p>")
+        for text in ("Results on validation", "Results on test", "conversion_given_click", "pred./obs.", "<pre style"):
+            assert text in shown
+        alone = espace.load(trained.run / "checkpoints" / "best.ckpt")
+        assert alone.results == {}
+        assert "a lone checkpoint" in alone._repr_html_()
+
+    def test_a_run_judges_itself_as_the_command_does(self, trained, shop):
+        run = espace.load(trained.run)
+        found = {f"test/{name}": value for name, value in run.evaluate().items()}
+        expected = {name: value for name, value in run.results.items() if name.startswith("test/")}
+        assert found == pytest.approx({n: math.nan if v is None else v for n, v in expected.items()}, nan_ok=True)
+        shop.write(rows(600, 5), "new.parquet")
+        other = run.evaluate("validation", ["data.validation=new.parquet"])
+        assert other["click/rows"] == 600
+        with pytest.raises(ConfigError, match=r"split: there is no part 'tset' of the data\. Did you mean 'test'"):
+            run.evaluate("tset")
+
+    def test_what_check_returns_shows_the_audit(self, shop):
+        shown = Experiment.from_yaml(shop.yaml()).check()._repr_html_()
+        assert shown.startswith(
+            "<p>Nothing stands against training: train 600 rows, validation 600 rows, test 600 rows"
+        )
+        for text in ("Labels", "given parent", "Which rows feed which loss term"):
+            assert text in shown
 
 
 class TestRuns:
