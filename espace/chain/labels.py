@@ -51,8 +51,8 @@ class Labels:
         """1.0 where the stage is known to have happened, else 0.0: (rows,) float32."""
         return (self.of(stage) == 1).float()
 
-    def known(self, name: str, given: str | None = None) -> Tensor:
-        """For how many rows each row stands where `name`, a stage or a value, is judged: (rows,) float32.
+    def known(self, stage: str, given: str | None = None) -> Tensor:
+        """For how many rows each row stands where a stage, or a value, is judged: (rows,) float32.
 
         1 where it is known; 0 where it is not, or where it only follows from others that are; more than 1 where known
         rows stand for unknown ones. Judged are all rows, or with `given`, a parent, those in which that happened. An
@@ -62,12 +62,12 @@ class Labels:
         whole = given is None or given == self.chain.root
         inside = 1.0 if given is None else self.happened(given)
         if self.counts is not None:
-            place = counted(self.chain).index(name if whole else f"{name}_given_{given}")
-            known = True if name in self.chain.expectations else self.of(name) >= 0  # a sampler may make it unknown
+            place = counted(self.chain).index(stage if whole else f"{stage}_given_{given}")
+            known = True if stage in self.chain.expectations else self.of(stage) >= 0  # a sampler may make it unknown
             return self.counts[:, place] * inside * known
-        if name in self.chain.expectations:
-            return (~self.amount(name, given).isnan()).float() * inside
-        return (self.of(name) >= 0).float() * inside
+        if stage in self.chain.expectations:
+            return (~self.amount(stage, given).isnan()).float() * inside
+        return (self.of(stage) >= 0).float() * inside
 
     def known_class(self, transition: Transition) -> Tensor:
         """As `known`, of a whole transition: rows whose parent happened and of whose outcomes one is known, (rows,)."""

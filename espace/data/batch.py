@@ -68,7 +68,8 @@ class Batch:
     extras: other columns by name, (rows,), for metrics: groups, potential outcomes.
     amounts: (rows, values of the chain) float32, NaN where the parent did not happen or it is not known; none if not
     given.
-    counts: (rows, names in `espace.chain.labels.counted`) float32, for how many rows each row stands, see `Labels`; none
+    counts: (rows, names in `espace.chain.labels.counted`) float32, for how many rows each row stands, see `Labels`;
+    none
     where every row counts once in what it has a label for.
     """
 

@@ -102,7 +102,8 @@ class Experiment:
             return trained.finish()
 
     def _enter(self, folder: Path, resumes: bool, report: Report) -> bool:
-        """Whether to go on from a checkpoint in the folder. Raises RunError when this is not the run that began there, or
+        """Whether to go on from a checkpoint in the folder. Raises RunError when this is not the run that began there,
+        or
         a new one would write over something."""
         goes_on = resumes and has_begun(folder)
         if goes_on:

@@ -21,7 +21,8 @@ _EXAMPLES = 3
 
 @dataclass
 class StageTally:
-    """Rows of one stage: with a known label, be it that it follows from others, positive, and with none; with a label in
+    """Rows of one stage: with a known label, be it that it follows from others, positive, and with none; with a label
+    in
     the column, and positive among these."""
 
     known: int = 0

@@ -58,7 +58,8 @@ class Known:
     """Rows whose labels are known, by stratum, over one part of the data: what `Counts` are made of.
 
     strata: the values of `data.known_by`, or one None.
-    reached, known, happened: `{share: (strata,)}`, rows whose columns say that the parent happened; those of them in which
+    reached, known, happened: `{share: (strata,)}`, rows whose columns say that the parent happened; those of them in
+    which
     it is known; those of the latter in which a stage happened.
     below: `{stage: rows whose columns say that no parent happened, and those of them with a label}`.
     incomplete: rows in which a label or an amount is not known, or was null and follows from one below or beside it.
@@ -102,7 +103,8 @@ class Known:
         mapped = [place.setdefault(value, len(place)) for value in found.dictionary.to_pylist()]
         if len(place) > _STRATA:
             raise DataError(
-                f"data.known_by: the column has more than {_STRATA:,} values, too many to tell by each how many labels are"
+                f"data.known_by: the column has more than {_STRATA:,} values, too many to tell by each how many labels"
+                f" are"
                 " known. Name one with fewer, such as whole days."
             )
         self.strata = list(place)

@@ -1,4 +1,5 @@
-"""Files of the cache that vouch for themselves: any byte that is not as it was written makes them as good as missing."""
+"""Files of the cache that vouch for themselves: any byte that is not as it was written makes them as good as
+missing."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 A row is a negative of stage v when a parent of v happened and v did not; it is kept with the product of the rates r_v
 of the stages of which it is a negative. So of the rows that take a path c_1, c_2, ... down the chain, a share
-r(c_1) r(c_2) ... is kept, and each row that is kept counts with the inverse of it (Horvitz and Thompson, 1952). So every
+r(c_1) r(c_2) ... is kept, and each row that is kept counts with the inverse of it (Horvitz and Thompson, 1952). So
+every
 sum over rows is on average what it was, and every loss converges to the probabilities before sampling: of the sampled
 stage, of those before and behind it, and of others beside it that depend on it.
 

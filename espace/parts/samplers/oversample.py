@@ -26,7 +26,8 @@ class Oversample:
     """Uses the rows in which a stage happened several times."""
 
     def __init__(self, chain: espace.Chain, *, stage: str, factor: Annotated[int, Ge(2)], correct: bool = True) -> None:
-        """stage: of the chain; factor: how often its rows are used; correct: whether copies share the weight of their row.
+        """stage: of the chain; factor: how often its rows are used; correct: whether copies share the weight of their
+        row.
 
         Raises ValueError for a stage that the chain has not, or that every row is.
         """
