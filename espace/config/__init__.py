@@ -86,7 +86,7 @@ def override(config: Config, overrides: Sequence[str], registry: Registry) -> Co
 
 
 def save(config: Config, path: str | Path) -> None:
-    """Write a YAML file that `load` reads as the same configuration, every default written out; all of it or nothing."""
+    """Write a YAML file that `load` reads as the same configuration, with every default: all of it or nothing."""
     text = f"# Every default is written out. To repeat: espace fit {path}\n{dump(_escaped(config.to_dict()))}"
     partial = Path(f"{path}.partial")
     try:

@@ -128,7 +128,7 @@ def _check_counts(found: object, where: str) -> None:
 
 @contextmanager
 def understood(file: Path) -> Iterator[None]:
-    """Turns whatever goes wrong with values from a checkpoint into a RunError; errors that are told stay as they are."""
+    """Turns whatever goes wrong with values from a checkpoint into a RunError, but for EspaceErrors."""
     try:
         yield
     except (EspaceError, MemoryError):

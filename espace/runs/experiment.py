@@ -82,8 +82,10 @@ class Experiment:
             return trained.finish()
 
     def _enter(self, folder: Path, resumes: bool, report: Report) -> bool:
-        """Whether to go on from a checkpoint in the folder. Raises RunError when this is not the run that began there, or
-        a new one would write over something."""
+        """Whether to go on from a checkpoint in the folder.
+
+        Raises RunError when this is not the run that began there, or a new one would write over something.
+        """
         goes_on = resumes and has_begun(folder)
         if goes_on:
             check_same(self.config, self.registry, folder)

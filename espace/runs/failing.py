@@ -39,17 +39,17 @@ def _told(error: Exception, folder: Path, start: Path | None, ranks: int) -> str
     if isinstance(error, OSError) and error.errno in _DISK:
         where = error.filename or folder
         return (
-            f"{where}: it cannot be written: {error.strerror or error}. The last checkpoint is as it was. Make room, then"
-            f" go on with {go_on}."
+            f"{where}: it cannot be written: {error.strerror or error}. The last checkpoint is as it was. Make room,"
+            f" then go on with {go_on}."
         )
     if ranks > 1 and any(sign in said.lower() for sign in _LOST):
         return (
-            f"{folder}: another of the {ranks} processes has ended, or cannot be reached. Its own message, or the system's"
-            f" log, says why. The last checkpoint is as it was: go on with {go_on}."
+            f"{folder}: another of the {ranks} processes has ended, or cannot be reached. Its own message, or the"
+            f" system's log, says why. The last checkpoint is as it was: go on with {go_on}."
         )
     if start is not None:
         return (
-            f"{start}: the run cannot go on from its content: {type(error).__name__}: {said}. Start a new run with another"
-            " --run-dir."
+            f"{start}: the run cannot go on from its content: {type(error).__name__}: {said}. Start a new run with"
+            " another --run-dir."
         )
     return None

@@ -1,7 +1,7 @@
 """Whose code comes with a run: plugins that the user names, and those with which this user has trained it here.
 
-A checkpoint names its plugins, and whoever wrote it chose the names. So a fit writes down, outside the run folder, which
-plugins it has loaded: in $ESPACE_STATE, else $XDG_STATE_HOME/espace, else ~/.local/state/espace.
+A checkpoint names its plugins, and whoever wrote it chose the names. So a fit writes down, outside the run folder,
+which plugins it has loaded: in $ESPACE_STATE, else $XDG_STATE_HOME/espace, else ~/.local/state/espace.
 """
 
 from __future__ import annotations

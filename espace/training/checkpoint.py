@@ -67,7 +67,7 @@ def read_checkpoint(path: Path, map_location: MAP_LOCATION = "cpu", *, only_whol
 
 
 def _check(path: Path, only_whole: bool) -> None:
-    """Raise RunError unless the file is what its digest says; ValueError for one that has none and is no whole archive."""
+    """Raise RunError unless the file is what its digest says; ValueError for one without any that is no archive."""
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(size - _TAIL - _END, 0))

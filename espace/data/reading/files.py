@@ -26,8 +26,8 @@ _START_AGAIN = "Leave the data alone during a run, and start again."
 class Place:
     """One file: the name that messages show, the URI of its file system ("" = local), its path there, what it was.
 
-    ctime: when a local file was last written to or renamed, or had its rights changed, ns; inode: tells it from one that
-    takes its place; content: a digest of it.
+    ctime: when a local file was last written to or renamed, or had its rights changed, ns; inode: tells it from one
+    that takes its place; content: a digest of it.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Place:
                 raise DataError(f"{self.name}: the file changed since the start. {_START_AGAIN}")
 
     def watch(self) -> None:
-        """As `check`, of a file that is open or was copied: if it is local and removed or replaced, that changes nothing."""
+        """As `check`, of a file that is open or was copied: a local one may be removed or replaced."""
         if self.root or (os.path.exists(self.path) and os.stat(self.path).st_ino == self.inode):
             self.check()
 

@@ -1,4 +1,4 @@
-"""Files of the cache that vouch for themselves: any byte that is not as it was written makes them as good as missing."""
+"""Files of the cache that vouch for themselves: with any other byte they are as good as missing."""
 
 from __future__ import annotations
 
