@@ -117,6 +117,8 @@ def place_in(content: Mapping[str, Any], file: Path) -> int:
         ):
             raise ValueError("where the metrics stand is not told")
         _check_counts(content["loops"], "loops")
+        loop = content["loops"]["fit_loop"]
+        _ = [loop[progress]["total"]["processed"] for progress in ("epoch_progress", "epoch_loop.batch_progress")]
         return int(content["global_step"])
 
 
