@@ -173,10 +173,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="The Parquet file to write.", show_default=False)],
     keep: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            help="A column to pass through; again for more. By default all that all files have and Parquet can hold.",
-            show_default=False,
-        ),
+        typer.Option(help="A column to pass through; again for more. All by default.", show_default=False),
     ] = None,
     overrides: Overrides = None,
     reader: Annotated[
