@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from espace.config import Config
     from espace.contracts import Reader
     from espace.registry.registry import Registry
-    from espace.runs.run import Run
 
 app = typer.Typer(
     name="espace",
@@ -28,6 +27,12 @@ File = Annotated[Path, typer.Argument(help="The YAML file of the experiment.", s
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045, typer evaluates it on Python 3.10
     typer.Argument(help="Overrides such as tower.dropout=0.1 or data.train=other.parquet.", show_default=False),
+]
+ReaderName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="How to read it: files (the default), parquet, csv, arrow, or a plugin's name.", show_default=False
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -176,12 +181,7 @@ def predict(
         typer.Option(help="A column to pass through; again for more. All by default.", show_default=False),
     ] = None,
     overrides: Overrides = None,
-    reader: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            help="How to read it: files (the default), parquet, csv, arrow, or a plugin's name.", show_default=False
-        ),
-    ] = None,
+    reader: ReaderName = None,
     checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
     plugin: Plugins = None,
     quiet: Quiet = False,
@@ -197,6 +197,8 @@ def predict(
     with _told(debug):
         from espace.config import override
         from espace.runs.build import scores_of
+        from espace.runs.passing import predict_to
+        from espace.runs.report import Report
         from espace.runs.run import load
 
         trained = load(run, checkpoint, plugin or [])
@@ -204,7 +206,9 @@ def predict(
         trained.scores = scores_of(config)
         named = any(text.startswith("data.type=") for text in overrides or [])
         kind = reader or (config.data.type if named else "files")
-        _predict(trained, _reader(kind, data, config, trained.registry), out, keep, quiet)
+        done, what = predict_to(trained, _reader(kind, data, config, trained.registry), out, keep, Report(quiet))
+        if not quiet:
+            _say(f"{done:,} rows with {what}: {out}")
 
 
 def _reader(kind: str, data: str, config: Config, registry: Registry) -> Reader:
@@ -213,28 +217,6 @@ def _reader(kind: str, data: str, config: Config, registry: Registry) -> Reader:
 
     options = config.data.options if config.data.type == kind else {}
     return open_reader(config, registry, data, "predict", kind, options)
-
-
-def _predict(run: Run, source: Reader, out: Path, keep: list[str] | None, quiet: bool) -> None:
-    """Predict all rows, and tell how far it is."""
-    from espace.runs.passing import passed_on
-    from espace.runs.report import Report
-
-    report, total, done = Report(quiet), sum(p.rows for p in source.pieces), 0
-    run.strays.tell = report.warn
-    for done in run.predict_file(source, out, keep):
-        report.progress("rows", done, total)
-    report.done_reading()
-    for note in passed_on(source, keep)[1]:
-        report.warn(note)
-    if not quiet:
-        _say(f"{done:,} rows with {_columns_of(run)}: {out}")
-
-
-def _columns_of(run: Run) -> str:
-    chain = run.model.chain
-    kinds = {"probabilities": chain.addresses, "expectations": chain.expectations, "scores": run.scores}
-    return ", ".join(f"{len(found)} {kind}" for kind, found in kinds.items() if found)
 
 
 @app.command(name="list")

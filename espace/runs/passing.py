@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +12,10 @@ import pyarrow.parquet as pq
 from espace.contracts import Reader
 from espace.data.reading.readers import apart
 from espace.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from espace.runs.report import Report
+    from espace.runs.run import Run
 
 
 def check_columns(
@@ -60,3 +66,18 @@ def _held(field: pa.Field) -> bool:
     except pa.ArrowException:
         return False
     return True
+
+
+def predict_to(run: Run, source: Reader, out: Path, keep: list[str] | None, report: Report) -> tuple[int, str]:
+    """Predict all rows into a Parquet file, and show how far it is. Returns how many, and in words what they have
+    now."""
+    total, done = sum(p.rows for p in source.pieces), 0
+    run.strays.tell = report.warn
+    for done in run.predict_file(source, out, keep):
+        report.progress("rows", done, total)
+    report.done_reading()
+    for note in passed_on(source, keep)[1]:
+        report.warn(note)
+    chain = run.model.chain
+    kinds = {"probabilities": chain.addresses, "expectations": chain.expectations, "scores": run.scores}
+    return done, ", ".join(f"{len(found)} {kind}" for kind, found in kinds.items() if found)
