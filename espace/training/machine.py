@@ -37,13 +37,18 @@ def check_machine(options: Mapping[str, Any]) -> None:
         except (TypeError, ValueError, RuntimeError, ImportError) as error:
             raise ConfigError(f"trainer: Lightning refuses these options: {error}") from error
     launcher = trainer.strategy.launcher
-    if launcher is None or (isinstance(launcher, _SubprocessScriptLauncher) and Path(sys.argv[0]).is_file()):
+    if launcher is None or (isinstance(launcher, _SubprocessScriptLauncher) and _can_start(launcher)):
         return
     raise ConfigError(
         f"trainer.devices: {trainer.world_size} devices need as many processes, which are started by running the same"
         " program again; python -c, a prompt and a notebook are no file that could be run. Run it by the command of"
         " espace: espace fit FILE.yaml. Or put the program into a file, or set trainer.devices: 1."
     )
+
+
+def _can_start(launcher: _SubprocessScriptLauncher) -> bool:
+    """Whether further processes are there already, as torchrun starts them, or this program can be run again."""
+    return launcher.cluster_environment.creates_processes_externally or Path(sys.argv[0]).is_file()
 
 
 def _check_accelerator(name: object) -> None:

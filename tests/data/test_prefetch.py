@@ -178,7 +178,7 @@ def test_every_tensor_of_a_batch_is_sent_and_none_is_copied_to_where_it_is():
     one, places = batch(), []
     (found,) = prefetched([one], CPU)
     one.mapped(lambda t: places.append(t.data_ptr()) or t)
-    assert len(places) == 9
+    assert len(places) == 10
     again = []
     found.to("cpu").mapped(lambda t: again.append(t.data_ptr()) or t)
     assert again == places

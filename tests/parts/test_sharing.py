@@ -328,7 +328,7 @@ def test_training_tells_mean_weights_at_every_line_and_so_does_a_run_that_was_st
         said = shop.espace("fit", "shop.yaml", *command.split())
         assert said.code == 0, said
     whole, parts = shop.folder / "whole", shop.folder / "parts"
-    assert gates_of(parts) == gates_of(whole)
+    assert gates_of(parts) == pytest.approx(gates_of(whole), rel=1e-6)  # rows caught up where it stopped, too
     assert (whole / "figures" / "gates.png").stat().st_size > 5_000
     steps = sorted(step for step, name in lines_of(whole) if name == "train/loss")
     assert steps == [5, 10, 15, 20]

@@ -160,8 +160,9 @@ def fit_with(shop: Shop, key: str, forward: str) -> str:
     ],
 )
 def test_an_error_inside_a_part_names_the_part_and_the_line(
-    shop: Shop, key: str, kind: str, function: str, forward: str
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, key: str, kind: str, function: str, forward: str
 ) -> None:
+    monkeypatch.setenv("ESPACE_CACHE", str(shop.folder / "cache"))  # what is in there is not read again
     assert re.search(INSIDE.format(kind=kind, function=function, error=r"\w+Error: "), fit_with(shop, key, forward))
 
 

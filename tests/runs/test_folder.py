@@ -160,7 +160,7 @@ def dropping(path: str):
 VOCABULARY = "espace/encoder/tables/user_id"
 TEXTS = "espace/encoder/tables/item_id"
 PRICE = "espace/encoder/numbers/price"
-WEIGHT = "state_dict/model.heads.impression_to_click.weight"
+WEIGHT = "state_dict/model.heads.:impression_to_click.weight"
 WRONG = {
     "nothing of espace": dropping("espace"),
     "espace's is a list": setting("espace", [1]),

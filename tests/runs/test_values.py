@@ -385,9 +385,9 @@ def test_encoded_amounts_are_kept_and_taken_along(store, tmp_path):
     batch = next(iter(prepare(made.config, made.registry, Report(quiet=True)).stream(made.config, "train")))
     assert batch.amounts.dtype == torch.float32
     assert batch.amounts.shape == (len(batch), 1)
-    _write(batch, tmp_path / "batch")
+    _write(batch, tmp_path / "batch", "key")
     order = torch.arange(len(batch)).flip(0)
-    for same in (_read(tmp_path / "batch"), batch.to("cpu"), batch.take(order).take(order), Batch.cat([batch])):
+    for same in (_read(tmp_path / "batch", "key"), batch.to("cpu"), batch.take(order).take(order), Batch.cat([batch])):
         torch.testing.assert_close(same.amounts, batch.amounts, equal_nan=True)
     both = Batch.cat([batch, batch.take(order)]).amounts
     torch.testing.assert_close(both, torch.cat([batch.amounts, batch.amounts.flip(0)]), equal_nan=True)
@@ -519,9 +519,10 @@ def check_results(store, table, given, total):
     mae = np.average(np.abs(given - x)[known], weights=w[known])
     assert results["test/revenue_given_conversion/mae"] == pytest.approx(mae, rel=1e-4)
     assert results["test/revenue_given_conversion/rows"] == known.sum()
-    everywhere = np.where(table["conversion"].to_numpy() == 0, 0.0, x)
-    kept = ~np.isnan(everywhere)
-    ratio = (w * total)[kept].sum() / (w * everywhere)[kept].sum()
+    bought = table["conversion"].to_numpy() == 1
+    w = np.where(bought, known / known[bought].mean(), 1.0) * w  # a known amount stands for those that are not
+    everywhere = np.where(bought & known, x, 0.0)
+    ratio = (w * total).sum() / (w * everywhere).sum()
     assert results["test/revenue/predicted_over_observed"] == pytest.approx(ratio, rel=1e-4)
     assert not {
         n for n in results if n.startswith(("test/revenue", "test/click/mae")) and n.endswith(("auc", "click/mae"))

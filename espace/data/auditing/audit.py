@@ -100,10 +100,10 @@ def _outside(low: float, high: float) -> str:
 def _never(part: Part, scan: Scan, chain: Chain, labels: Mapping[str, str]) -> list[str]:
     return [
         f"{part.name}: the label of '{stage}', column '{labels[stage]}', is never 1 in"
-        f" {scan.tally.stages[stage].known:,} known rows, so P({stage}) cannot be learnt."
+        f" {scan.tally.stages[stage].read:,} known rows, so P({stage}) cannot be learnt."
         f" Check the column, or take '{stage}' out of the chain."
         for stage in chain.labelled
-        if scan.tally.kept and not scan.tally.stages[stage].positives
+        if scan.tally.kept and not scan.tally.stages[stage].read_positives
     ] + [
         f"{part.name}: '{v.amount}', column '{labels[v.amount]}', is not known in any row where {v.parent} happened, so"
         f" it cannot be learnt. Check the column, or take '{v.amount}' out of the chain."
