@@ -65,7 +65,7 @@ def stages_table(config: Config, scans: Mapping[str, Scan]) -> Table:
 def _stage_cells(chain: Chain, stage: str, label: str, tally: Tally) -> Iterator[list[str]]:
     """The line of a stage in the table of labels, and where it has several parents one for each."""
     found, broken, arrivals = tally.stages[stage], tally.violations.get(stage, 0), chain.arrivals(stage)
-    given = [_share(tally.known.rate(stage, t.name)) for t in arrivals]
+    given = [_share(tally.known.rate(chain, stage, t)) for t in arrivals]
     whole = [f"{found.known:,}", f"{found.positives:,}", _share(tally.rate(chain, stage))]
     yield [stage, label, *whole, given[0] if len(given) == 1 else "", f"{found.unknown:,}", f"{broken:,}"]
     for t, rate in zip(arrivals, given, strict=True) if len(given) > 1 else ():

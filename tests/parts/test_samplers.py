@@ -16,6 +16,7 @@ from espace.chain.chain import Chain
 from espace.chain.probability import Probabilities
 from espace.data.batch import Batch
 from espace.data.encoding.encode import Encoder
+from espace.data.encoding.labels import resolve
 from espace.data.stream.sampling import times_used
 from espace.parts.objectives.entire_space import EntireSpace
 from espace.parts.objectives.parent_space import ParentSpace
@@ -23,6 +24,7 @@ from espace.parts.samplers.negative_downsample import NegativeDownsample
 from espace.parts.samplers.oversample import Oversample
 from espace.parts.samplers.rejection import Rejection
 from espace.parts.samplers.unclicked_negatives import UnclickedNegatives
+from espace.testing import random_labels
 from espace.training.judging import Terms
 from tests.chain.test_probability import assert_close, both, places
 from tests.chains import Enumeration, chain_of, every_chain, random_logits
@@ -201,6 +203,25 @@ def test_nulls_of_a_sampled_stage_leave_the_stages_before_it_alone(objective):
     chances = np.array([1.0, 1.0, 0.1, 1.0])  # a row whose label is not known is kept
     found = optimum(objective(ESMM), labels, shares * chances * counting(sampler, labels))
     assert found.prob("click").item() == pytest.approx(0.1, abs=1e-6)
+
+
+def test_a_row_is_thinned_as_often_as_it_counts_for_more_whatever_is_null():
+    torch.manual_seed(0)
+    drawn = random_labels(ESM2, 4_000).values.numpy()
+    hidden = np.random.default_rng(0).random(drawn.shape) < 0.3
+    raw = dict(zip(ESM2.stages[1:], np.where(hidden, np.int8(-1), drawn).T, strict=True))
+    labels = resolve(ESM2, {s: raw[s] for s in ESM2.labelled}, "error").values
+    for sampler in (
+        NegativeDownsample(ESM2, keep={"click": 0.5, "cart": 0.2, "buy": 0.4}),
+        Oversample(ESM2, stage="buy", factor=4),
+    ):
+        used = np.zeros(len(labels))
+        for seed in range(60):
+            rows, _ = sampler(labels, np.ones(len(labels), np.float32), np.random.default_rng(seed))
+            np.add.at(used, rows, 1 / 60)
+        times = times_used(ESM2, torch.from_numpy(labels), sampler.rates()).numpy()
+        for rate in np.unique(times.round(4)):
+            assert used[times.round(4) == rate].mean() == pytest.approx(rate, rel=0.15), rate
 
 
 @pytest.mark.parametrize("objective", [EntireSpace, ParentSpace])

@@ -253,3 +253,55 @@ def test_amounts_that_are_null_in_one_stratum_more_than_in_another_keep_their_me
     for given, mean in (("a", 30.0), (None, 20.0)):
         weights, seen = labels.known("x", given), labels.amount("x", given)
         assert float((weights * seen.nan_to_num()).sum() / weights.sum()) == pytest.approx(mean, rel=1e-4)
+
+
+def test_a_choice_with_labels_that_are_null_in_other_strata_keeps_its_shares() -> None:
+    chain = Chain.parse(["i -> a | b"])
+    rows: list[Row] = []
+    for stratum, share in (("o", 0.6), ("n", 0.1)):
+        for labels, weight in (((1, 0), share), ((0, 1), 0.2), ((0, 0), 0.8 - share)):
+            rows.append((dict(zip("ab", labels, strict=True)), stratum, weight / 2))
+    gone = {"o": {"a": 0.8}, "n": {"b": 0.8}}
+    part = forgotten(chain, rows, lambda labels, stratum: gone[str(stratum)])
+    labels, weights, _ = known(chain, part)
+    p = learnt(chain, ParentSpace(chain), labels, weights)
+    assert [float(p.prob(s)) for s in "ab"] == pytest.approx([0.35, 0.2], abs=0.002)
+    check(chain, (rows, part), 0.002)
+
+
+def test_rates_stand_for_all_strata_also_where_the_parent_is_known_more_in_one() -> None:
+    chain = Chain.parse("i -> a -> b")
+    rows: list[Row] = []
+    for stratum, share in (("o", 0.6), ("n", 0.2)):
+        rows += [({"a": 0, "b": 0}, stratum, 0.25), ({"a": 1, "b": 1}, stratum, 0.25 * share)]
+        rows += [({"a": 1, "b": 0}, stratum, 0.25 * (1 - share))]
+    null = {"o": {"a": 0.0, "b": 0.5}, "n": {"a": 0.8, "b": 0.5}}
+    part = forgotten(chain, rows, lambda labels, stratum: {"a": null[str(stratum)]["a"], "b": 0.5 * labels["a"]})
+    check(chain, (rows, part), 0.002)
+    assert known(chain, part)[2].known.rate(chain, "b", chain.transitions[1]) == pytest.approx(0.4, abs=0.002)
+
+
+def test_a_stage_of_which_no_label_is_known_below_its_parent_is_not_judged() -> None:
+    chain = Chain.parse("i -> a -> b")
+    raw = {"a": np.array([0, 0, 1, 1], np.int8), "b": np.array([0, -1, -1, -1], np.int8)}
+    resolved, tally = resolve(chain, raw, "error"), Tally()
+    tally.add(chain, resolved, False, np.arange(4), "here")
+    counts = tally.known.counts(chain)
+    assert counts is not None
+    assert not counts.of(chain, resolved, None)[:, counted(chain).index("b")].any()
+
+
+@pytest.mark.parametrize("policy", ["error", "drop", "zero", "promote"])
+def test_whatever_is_done_with_violations_nulls_stay_nulls(policy: str) -> None:
+    chain = Chain.parse(["i -> cart | wish", "cart -> pay"])
+    raw = {"cart": [-1, -1, 1, 0], "wish": [0, 1, -1, 0], "pay": [1, 0, 0, 0]}
+    found = resolve(chain, {s: np.array(v, np.int8) for s, v in raw.items()}, policy)  # type: ignore[arg-type]
+    assert found.values.tolist() == [[-1, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0]]
+
+
+def test_rows_of_weight_0_have_no_say_in_what_known_rows_stand_for() -> None:
+    chain = Chain.parse("i -> a -> b")
+    raw = {"a": np.array([0, 1, 1, 1, 1], np.int8), "b": np.array([0, 1, 0, -1, -1], np.int8)}
+    resolved, tally = resolve(chain, raw, "error"), Tally()
+    tally.add(chain, resolved, False, np.arange(5), "here", None, np.array([1, 1, 1, 0, 0], np.bool_))
+    assert tally.known.counts(chain) is None, "all that count are known"

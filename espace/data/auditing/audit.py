@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from espace.chain.chain import Chain
+from espace.chain.grammar import Transition
 from espace.chain.merges import merge_without
 from espace.data.auditing.scan import Scan
 from espace.data.encoding.known import ALL, ANY, Known
@@ -116,14 +117,27 @@ def _nobody_stands_for(part: Part, scan: Scan, chain: Chain) -> list[str]:
     """Rows without a label for which no row with one can stand: a whole stratum of `data.known_by`."""
     tally, found = scan.tally, []
     heads = {t.name: t for t in chain.heads}
-    for what, name, stratum, rows in tally.known.never() if len(tally.known.strata) > 1 and tally.kept else ():
-        if what not in (ANY, ALL) and what not in chain.otherwise:
+    several = len(tally.known.strata) > 1
+    for what, name, stratum, rows in tally.known.never() if tally.kept else ():
+        outcomes = heads[name].outcomes
+        if what == ALL and len(outcomes) > 1 and (several or part.name == "train") and _goes_on(chain, heads[name]):
+            found.append(
+                f"{part.name}: in none of the {rows:,} rows in which '{heads[name].parent}' happened"
+                f"{f' and data.known_by is {stratum}' if several else ''} are the labels of {', '.join(outcomes)} all"
+                " known, so what follows one of them cannot be judged. Fill in those that follow from the others."
+            )
+        elif several and what not in (ANY, ALL) and what not in chain.otherwise:
             found.append(
                 f"{part.name}: '{what}' is null in all {rows:,} rows in which '{heads[name].parent}' happened and"
                 f" data.known_by is {stratum}, so no known row can stand for them. Leave these rows out, or let"
                 " data.known_by name a column with wider classes."
             )
     return found
+
+
+def _goes_on(chain: Chain, transition: Transition) -> bool:
+    """Whether something follows one of the classes of a transition."""
+    return any(t.parent in transition.children for t in chain.heads)
 
 
 def _leaks(scan: Scan, allow: Collection[str]) -> list[str]:

@@ -28,7 +28,7 @@ from espace.errors import DataError
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
 
-_VERSION = 10
+_VERSION = 12
 
 
 @dataclass
@@ -173,7 +173,8 @@ def _run(
             see(table, resolved.values, len(rows))
         problems.refuse()
         by = table.stratum(task.known_by) if task.known_by else None
-        scan.counts.append(scan.tally.add(task.chain, resolved, task.policy == "drop", rows, table.where, by))
+        counted = table.weights(task.weight) > 0 if task.weight else None
+        scan.counts.append(scan.tally.add(task.chain, resolved, task.policy == "drop", rows, table.where, by, counted))
         done += piece.rows
         progress(part.name, done, total)
     return scan

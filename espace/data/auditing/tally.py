@@ -152,10 +152,12 @@ class Tally:
         rows: NDArray[np.int64],
         where: str,
         by: pa.Array | None = None,
+        counted: Mask | None = None,
     ) -> int:
         """Count one piece and return how many of its rows stay.
 
-        rows: their numbers in the piece `where`; by: their values of `data.known_by`, text.
+        rows: their numbers in the piece `where`; by: their values of `data.known_by`, text;
+        counted: those that have a weight.
         """
         for name, mask in {**labels.orphans, **labels.clashes}.items():
             self.violations[name] = self.violations.get(name, 0) + int(mask.sum())
@@ -168,7 +170,7 @@ class Tally:
         self.kept += int(stay.sum())
         self.broken += int(labels.broken.sum())
         read = {name: mask[stay] for name, mask in labels.read.items()}
-        self.known.add(chain, labels, stay, by)
+        self.known.add(chain, labels, stay if counted is None else stay & counted, by)
         for stage in chain.stages[1:]:
             self._count_stage(stage, found[stage], read.get(stage))
             self.pieces.setdefault(stage, PieceTally()).add(found[stage])
@@ -204,7 +206,7 @@ class Tally:
         if self.known.at_random(chain, stage):
             found = self.stages[stage]
             return found.read_positives / found.read if found.read else math.nan
-        return sum(self.rate(chain, t.parent) * self.known.rate(stage, t.name) for t in chain.arrivals(stage))
+        return self.known.marginal(chain, stage)
 
     def _count_differences(self, chain: Chain, found: dict[str, Column]) -> None:
         for stage in chain.labelled:

@@ -73,7 +73,9 @@ class Known:
     incomplete: int = 0
 
     def add(self, chain: Chain, labels: Resolved, stay: Mask, by: pa.Array | None) -> None:
-        """Count the rows that `stay`, (rows,). by: their values of `data.known_by`, text, (rows,), None without it.
+        """Count the rows that `stay`, (rows,), of a weight above 0.
+
+        by: their values of `data.known_by`, text, (rows,), None without it.
 
         Raises DataError for a column with too many values.
         """
@@ -116,13 +118,32 @@ class Known:
         reached = int(self.reached[what, transition].sum())
         return int(self.known[what, transition].sum()) / reached if reached else math.nan
 
-    def rate(self, stage: str, transition: str) -> float:
+    def rate(self, chain: Chain, stage: str, transition: Transition) -> float:
         """P(stage given the parent of a transition), known rows standing for unknown ones; NaN where none is known."""
-        reached, known = self.reached[stage, transition], self.known[stage, transition]
-        if not known.any():
-            return math.nan
-        rates = self.happened[stage, transition] / np.maximum(known, 1)
-        return float((rates * reached)[known > 0].sum() / reached[known > 0].sum())
+        parents, shares = self._rows(chain, transition.parent), self._given(stage, transition)
+        inside = (parents > 0) & ~np.isnan(shares)
+        return float((parents * shares)[inside].sum() / parents[inside].sum()) if inside.any() else math.nan
+
+    def _rows(self, chain: Chain, stage: str) -> Floats:
+        """In how many rows a stage happened, known rows standing for unknown ones: (strata,)."""
+        arrivals = chain.arrivals(stage)
+        if not arrivals:
+            first = chain.transitions[0]
+            return self.reached[ALL, first.name].astype(np.float64)
+        found = [self._rows(chain, t.parent) * np.nan_to_num(self._given(stage, t)) for t in arrivals]
+        rows: Floats = np.add.reduce(found)
+        return rows
+
+    def _given(self, stage: str, transition: Transition) -> Floats:
+        """P(stage given the parent) in each stratum, NaN where no label is known: (strata,)."""
+        known, happened = self.known[stage, transition.name], self.happened[stage, transition.name]
+        shares: Floats = np.where(known > 0, happened / np.maximum(known, 1), np.nan)
+        return shares
+
+    def marginal(self, chain: Chain, stage: str) -> float:
+        """P(stage) over all rows, known rows standing for unknown ones; NaN without rows."""
+        rows = self._rows(chain, chain.root).sum()
+        return float(self._rows(chain, stage).sum() / rows) if rows else math.nan
 
     def at_random(self, chain: Chain, stage: str) -> bool:
         """Whether a null says nothing of whether a parent of the stage happened, as far as these rows tell."""
@@ -130,19 +151,21 @@ class Known:
             return False
         if chain.parents(stage) == (chain.root,) or stage in chain.otherwise:
             return stage not in chain.otherwise  # what an else stage is depends on whether its parent happened
-        (below, told), arrivals = self.below[stage], [(stage, t.name) for t in chain.arrivals(stage)]
-        reached, known = (sum(int(counts[a].sum()) for a in arrivals) for counts in (self.reached, self.known))
-        if told in (0, below) or known == reached:
+        below, told = self.below[stage]
+        arrivals = [(stage, t.name) for t in chain.arrivals(stage)]
+        pairs = [(int(self.reached[a].sum()), int(self.known[a].sum())) for a in arrivals]
+        if told in (0, below) or all(known == reached for reached, known in pairs):
             return False
-        both = (told + known) / (below + reached)
-        return abs(told / below - known / reached) <= _SIGMAS * math.sqrt(both * (1 - both) * (1 / below + 1 / reached))
+        if any(reached and not known for reached, known in pairs):
+            return False
+        return all(_alike((below, told), pair) for pair in pairs if pair[0])
 
     def counts(self, chain: Chain) -> Counts | None:
         """How rows are counted so that known labels stand for unknown ones; None where each counts once."""
         if not self.incomplete:
             return None
         stages = frozenset(s for s in chain.stages[1:] if self.at_random(chain, s))
-        shares = {s: self.known[s] / np.maximum(self.reached[s], 1) for s in self.reached}
+        shares = {s: np.where(n > 0, self.known[s] / np.maximum(n, 1), 1.0) for s, n in self.reached.items()}
         return Counts(tuple(self.strata), {s: tuple(q.tolist()) for s, q in shares.items()}, stages)
 
     def never(self) -> Iterator[tuple[str, str, str | None, int]]:
@@ -168,6 +191,13 @@ class Known:
         below = {stage: (rows, told) for stage, (rows, told) in values["below"].items()}
         reached, known, happened = counts
         return cls(values["strata"], reached, known, happened, below, values["incomplete"])
+
+
+def _alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two shares, as (rows, known rows), differ by no more than chance makes them."""
+    (n, k), (m, j) = one, other
+    both = (k + j) / (n + m)
+    return abs(k / n - j / m) <= _SIGMAS * math.sqrt(both * (1 - both) * (1 / n + 1 / m))
 
 
 @dataclass(frozen=True)
@@ -267,7 +297,10 @@ class _Counting:
             else:
                 t = next(t for t in self.chain.transitions if t.name == name)
                 happened = self.rows.of(t.parent) == 1
-                yield self._way({t.parent}) * self._factor(ANY, t) * happened
+                what = (
+                    ANY if len(self.counts.strata) == 1 else ALL
+                )  # part of a choice says more in one stratum than another
+                yield self._way({t.parent}) * self._factor(what, t) * happened
 
     def _stage(self, stage: str, given: str | None) -> Floats:
         if given is None and stage in self.counts.at_random:
@@ -295,5 +328,6 @@ class _Counting:
             parent, known = self.rows.of(t.parent), self.rows.known(what, t)
             share = np.array(self.counts.shares[what, t.name])[self.at]
             inverse = np.divide(1.0, share, out=np.zeros_like(share), where=share > 0)
-            self._factors[what, t.name] = np.where(parent == 0, 1.0, np.where((parent == 1) & known, inverse, 0.0))
+            found = np.where(parent == 0, 1.0, np.where((parent == 1) & known, inverse, 0.0))
+            self._factors[what, t.name] = found * (share > 0)  # where nobody is known, nothing is judged
         return self._factors[what, t.name]

@@ -116,13 +116,8 @@ def resolve(
     read = {s: found[s] >= 0 for s in chain.labelled} | {n: ~np.isnan(x) for n, x in measured.amounts.items()}
     before, _ = _completed(chain, found, measured)
     (orphans, clashes), (strays, impossible) = _violations(chain, before), measured.violations(before)
-    if policy == "promote":
-        measured.promote(before, found)
-        _promote(chain, found)
-    elif policy == "zero":
-        measured.withdraw(before)
-        found = dict(before)
-        _withdraw(chain, found)
+    if policy in ("promote", "zero"):
+        found |= _mended(chain, policy, found, before, measured)
     begun = found
     found, inferred = _completed(chain, begun, measured)
     broken = _any_row(rows, *_violations(chain, found), *measured.violations(found))
@@ -132,6 +127,20 @@ def resolve(
     labels = np.stack([found[s] for s in chain.stages[1:]], axis=1)
     amounts_ = measured.matrix(rows, found)
     return Resolved(labels, amounts_, orphans | strays, clashes | impossible, broken, read, inferred)
+
+
+def _mended(
+    chain: Chain, policy: Policy, found: Mapping[str, Column], before: Mapping[str, Column], measured: _Measured
+) -> dict[str, Column]:
+    """Labels that contradict each other no more; nulls stay nulls, since they follow from the others."""
+    mended = dict(before)
+    if policy == "promote":
+        measured.promote(before, mended)
+        _promote(chain, mended)
+    else:
+        measured.withdraw(before)
+        _withdraw(chain, mended)
+    return {s: np.where(found[s] < 0, found[s], mended[s]) for s in chain.labelled}
 
 
 class _Measured:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 import espace
 from espace.errors import did_you_mean
-from espace.parts.samplers import label, reached
+from espace.parts.samplers import label
 
 
 class NegativeDownsample:
@@ -53,10 +53,14 @@ class NegativeDownsample:
     def __call__(
         self, labels: NDArray[np.int8], weights: NDArray[np.float32], random: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Positions (n,) and weights (n,) of the rows that are kept; a row whose label is not known is."""
+        """Positions (n,) and weights (n,) of the rows that are kept; a row of which a label that decides it is not
+        known is."""
         chances = np.ones(len(labels))
-        for stage, rate in self.keep.items():
-            chances[reached(self.chain, labels, stage) & (label(self.chain, labels, stage) == 0)] *= rate
+        for t in self.chain.transitions:
+            outcomes = np.stack([label(self.chain, labels, o) for o in t.outcomes])  # (outcomes, rows)
+            decided = (label(self.chain, labels, t.parent) == 1) & ((outcomes == 1).any(0) | (outcomes == 0).all(0))
+            for outcome, found in zip(t.outcomes, outcomes, strict=True):
+                chances[decided & (found == 0)] *= self.keep.get(outcome, 1.0)
         rows = np.flatnonzero(random.random(len(labels)) < chances)
         return rows, weights[rows]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import espace
 from espace.errors import did_you_mean
-from espace.parts.samplers import label
+from espace.parts.samplers import label, reached
 
 
 class Oversample:
@@ -47,7 +47,8 @@ class Oversample:
         self, labels: NDArray[np.int8], weights: NDArray[np.float32], random: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Positions (n,), those of positives `factor` times, and weights (n,)."""
-        times = np.where(label(self.chain, labels, self.stage) == 1, self.factor, 1)
+        happened = (label(self.chain, labels, self.stage) == 1) & reached(self.chain, labels, self.stage)
+        times = np.where(happened, self.factor, 1)
         rows = np.repeat(np.arange(len(labels)), times)
         return rows, weights[rows]
 
