@@ -275,6 +275,47 @@ class Reader(Protocol):
         ...
 
 
+class Callback(Protocol):
+    """What happens around steps: a `pytorch_lightning.Callback`. Built as `factory(*, options)`, by
+    `register_callbacks`.
+
+    Lightning calls its methods with the trainer and the module, an `nn.Module` with `model` and with `told`, the last
+    value of every metric by the name that `metrics.csv` has. Each step of training draws from a random state of its
+    own. `trainer.should_stop = True` ends training after the batch in hand.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """What its state is called in a checkpoint; two callbacks of one run may not have the same."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the same bits: plain values and tensors."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        ...
+
+
+class Logger(Protocol):
+    """Takes what `metrics.csv` gets: a `pytorch_lightning.loggers.Logger`.
+
+    Built as `factory(folder, resumed_at, *, options)`, by `register_loggers`.
+
+    folder: a `Path`, that of the run; resumed_at: the step from which a run goes on, after which the logger may have
+    more that is to be forgotten, or None. Only the first of several processes calls the methods.
+    """
+
+    def log_hyperparams(self, params: Any) -> None:
+        """The configuration as plain values, once when a run begins."""
+        ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """`{name: number}` with `epoch` among them; step: of the optimiser, counted from 1."""
+        ...
+
+
 CONTRACTS: Mapping[str, tuple[type, ...]] = {
     "towers": (Tower,),
     "sharing": (Sharing,),
@@ -286,4 +327,6 @@ CONTRACTS: Mapping[str, tuple[type, ...]] = {
     "pieces": (ChainPiece,),  # a piece is what its factory returns, so its contract is a class
     "metrics": (Metric, ValueMetric),
     "readers": (Reader,),
+    "callbacks": (Callback,),
+    "loggers": (Logger,),
 }

@@ -133,7 +133,9 @@ def test_no_hook_is_unknown_to_this_test() -> None:
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.kind}-{entry.name}")
 def test_every_part_is_named_with_its_options(entry: Entry) -> None:
-    home = {"objectives": "objectives", "metrics": "metrics", "readers": "data"}.get(entry.kind, "model")
+    home = {"objectives": "objectives", "metrics": "metrics", "readers": "data", "loggers": "training"}.get(
+        entry.kind, "model"
+    )
     page = DOCS / f"{'simulator' if entry.name == 'simulator' else home}.md"
     where = pages.sections_of(page)[entry.name] if home in ("objectives", "metrics") else pages.text_of(page)
     assert not _missing([entry.name], pages.text_of(page))

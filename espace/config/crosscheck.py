@@ -69,6 +69,8 @@ def _names(config: Fields) -> Iterator[Problem]:
     """Names that are no names; those of stages and values are looked at with the chain."""
     yield from name_problems(("features",), config.features)
     yield from name_problems(("metrics",), config.metrics)
+    yield from name_problems(("callbacks",), config.callbacks)
+    yield from name_problems(("loggers",), config.loggers)
     yield from name_problems(("scores",), (name for name in config.scores if name.isidentifier()))
     called: list[tuple[Key, object]] = [
         (("metrics", n, "name"), m.options.get("name")) for n, m in config.metrics.items()

@@ -25,7 +25,13 @@ PARTS = {  # key: kind
     "sampler": "samplers",
     "weighting": "weightings",
 }
-NAMED_PARTS = {"features": "features", "towers": "towers", "metrics": "metrics"}  # key: kind, one part for each name
+NAMED_PARTS = {  # key: kind, one part for each name
+    "features": "features",
+    "towers": "towers",
+    "metrics": "metrics",
+    "callbacks": "callbacks",
+    "loggers": "loggers",
+}
 DEFAULTS: dict[str, Any] = {
     "sharing": "separate",
     "link": "none",
@@ -34,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "sampler": "none",
     "weighting": "fixed",
     "metrics": {name: name for name in ("auc", "log_loss", "calibration", "count", "value")},
+    "loggers": {"tensorboard": "tensorboard"},
 }
 EXPERT = "mlp"  # the default of sharing.expert
 VALUE = "lognormal"  # the default kind of a value
@@ -166,6 +173,8 @@ class Fields(Section):
     scores: dict[str, str] = {}
     optimizer: Optimizer = Optimizer()
     trainer: dict[str, Any] = {}
+    callbacks: dict[str, Component] = {}
+    loggers: dict[str, Component]
     compile: bool = False
     cuda_graphs: bool = True
     monitor: str = "val/loss"

@@ -11,7 +11,9 @@ from typing_extensions import TypeVar
 if TYPE_CHECKING:
     from espace.chain.pieces import ChainPiece
     from espace.contracts import (
+        Callback,
         Link,
+        Logger,
         Metric,
         Objective,
         Reader,
@@ -90,3 +92,13 @@ def register_metrics(register: Register[Metric | ValueMetric]) -> None:
 @hookspec
 def register_readers(register: Register[Reader]) -> None:
     """Add readers, built as `factory(source, split[, text], *, options)`, which give tables piece by piece."""
+
+
+@hookspec
+def register_callbacks(register: Register[Callback]) -> None:
+    """Add callbacks, built as `factory(*, options)`, which Lightning calls around every step of training."""
+
+
+@hookspec
+def register_loggers(register: Register[Logger]) -> None:
+    """Add loggers, built as `factory(folder, resumed_at, *, options)`, which take what `metrics.csv` gets."""

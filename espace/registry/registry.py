@@ -27,7 +27,20 @@ from espace.errors import PluginError, did_you_mean
 from espace.registry import hookspecs
 from espace.registry.signature import Option, accepts, options_of, place_of
 
-KINDS = ("towers", "sharing", "links", "objectives", "samplers", "weightings", "stages", "pieces", "metrics", "readers")
+KINDS = (
+    "towers",
+    "sharing",
+    "links",
+    "objectives",
+    "samplers",
+    "weightings",
+    "stages",
+    "pieces",
+    "metrics",
+    "readers",
+    "callbacks",
+    "loggers",
+)
 BUILTIN = (
     "espace.parts.towers.mlp",
     "espace.parts.sharing.separate",
@@ -59,6 +72,8 @@ BUILTIN = (
     "espace.parts.metrics.gauc",
     "espace.parts.metrics.truth",
     "espace.parts.metrics.value",
+    "espace.parts.loggers.tensorboard",
+    "espace.parts.loggers.csv",
     "espace.data.reading.readers",
     "espace.data.simulator.simulator",
 )

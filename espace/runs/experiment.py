@@ -130,6 +130,10 @@ def _check_names(config: Config, registry: Registry) -> None:
         from espace.training.trainer import trainer_problems  # here, since Lightning is slow to import
 
         problems += trainer_problems(config.trainer)
+    if config.callbacks:
+        from espace.runs.around import build_callbacks
+
+        build_callbacks(config, registry)
     if problems:
         raise ConfigError(problems)
 

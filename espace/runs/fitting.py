@@ -20,6 +20,7 @@ from espace.data.stream.module import DataModule, gpu_of
 from espace.data.stream.stream import Stream
 from espace.errors import ConfigError, NonFiniteError, RunError
 from espace.registry.registry import Registry
+from espace.runs.around import build_callbacks, build_loggers
 from espace.runs.artefact import artefact_of, place_in, told_in
 from espace.runs.build import (
     build_model,
@@ -83,16 +84,20 @@ class Fitting:
         interrupts = Interrupts(checkpoints)
         callbacks = [
             self.report.narrator(),
+            *build_callbacks(config, self.registry),
             checkpoints,
             interrupts,
         ]  # a place is saved when all else has seen the step
         with lightning_quiet():
             options = _trainer_options(config, monitored)
             callbacks += [] if _says_when(config) else [Quarters()]
-            trainer = make_trainer(options, callbacks, self.folder, resumed_at)
+            loggers = build_loggers(config, self.registry, self.folder, resumed_at)
+            trainer = make_trainer(options, callbacks, self.folder, loggers)
         self.gpu = gpu_of(trainer)
         if trainer.is_global_zero and not resume:
             write_start(self.folder, config, self.prepared.encoder)
+            for logger in loggers:
+                logger.log_hyperparams(config.to_dict())
         release_memory()  # training reads less at a time than what came before
         keep_freed()
         self.report.start(config, self.model, self.folder, trainer.precision)

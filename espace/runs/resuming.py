@@ -20,6 +20,7 @@ _MAY_CHANGE = (
     "trainer",
     "compile",
     "cuda_graphs",
+    "loggers",
     "metrics",
     "scores",
     "monitor",

@@ -9,9 +9,11 @@ Each test's failure says in one sentence which law was broken.
 
 from __future__ import annotations
 
+from espace.testing.callbacks import CallbackTests
 from espace.testing.chains import CHAINS, random_labels
 from espace.testing.features import as_float, example_features, example_spec, rows_of
 from espace.testing.links import LinkTests
+from espace.testing.loggers import LoggerTests
 from espace.testing.metrics import MetricTests, example_scored
 from espace.testing.objectives import ObjectiveTests
 from espace.testing.pieces import PieceTests
@@ -24,7 +26,9 @@ from espace.testing.weightings import WeightingTests
 
 __all__ = [
     "CHAINS",
+    "CallbackTests",
     "LinkTests",
+    "LoggerTests",
     "MetricTests",
     "ObjectiveTests",
     "PieceTests",

@@ -71,6 +71,7 @@ for _kind, _name, _factory in [
     ("readers", "simulator", nothing),
     ("stages", "binary", nothing),
     *((kind, DEFAULTS[key], nothing) for key, kind in PARTS.items() if key != "tower"),
+    ("loggers", "tensorboard", nothing),
     *(("metrics", name, Metric) for name in (*DEFAULTS["metrics"], "gauc")),
 ]:
     REGISTRY.add(Entry(_kind, _name, _factory, "tests"))
@@ -863,6 +864,7 @@ def test_the_registry_comes_with_the_configuration(
             **{PARTS[key]: [DEFAULTS[key]] for key in PARTS},
             "metrics": list(DEFAULTS["metrics"]),
             "readers": ["files"],
+            "loggers": list(DEFAULTS["loggers"]),
         }.items()
     )
     write(f"import espace\n\n\ndef nothing(*given): ...\n\n\n{hooks}", "parts.py")

@@ -12,6 +12,8 @@ from espace.model.features import Features, FeatureSpec, Field
 from espace.parts.links.aitm import AITM
 from espace.parts.links.none import NoLink
 from espace.parts.links.relation import Relation
+from espace.parts.loggers.csv import csv as csv_logger
+from espace.parts.loggers.tensorboard import tensorboard
 from espace.parts.metrics.auc import AUC
 from espace.parts.metrics.calibration import Calibration
 from espace.parts.metrics.count import Count
@@ -42,6 +44,7 @@ from espace.parts.weightings.fixed import Fixed
 from espace.registry import registry as plugins
 from espace.testing import (
     LinkTests,
+    LoggerTests,
     MetricTests,
     ObjectiveTests,
     ReaderTests,
@@ -53,6 +56,14 @@ from espace.testing import (
     WeightingTests,
 )
 from espace.testing.chains import CHAINS
+
+
+class TestTensorBoard(LoggerTests):
+    logger = staticmethod(tensorboard)
+
+
+class TestSteps(LoggerTests):
+    logger = staticmethod(csv_logger)
 
 
 class TestMLP(TowerTests):
