@@ -225,7 +225,7 @@ def list_(
         Optional[str],  # noqa: UP045
         typer.Argument(
             help="towers, sharing, links, objectives, samplers, weightings, stages, pieces, metrics, readers,"
-            " callbacks, loggers or features."
+            " callbacks, loggers, optimizers, schedules or features."
         ),
     ] = None,
     plugin: Annotated[

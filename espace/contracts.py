@@ -316,6 +316,40 @@ class Logger(Protocol):
         ...
 
 
+class Optimizer(Protocol):
+    """Changes parameters by their gradients: a `torch.optim.Optimizer`.
+
+    Built as `factory(groups[, tables], *, options)`, by `register_optimizers`.
+
+    groups: a list of `{"params": [...], "lr": rate}`, in the order of the parameters; tables: `exact` or `lazy`, where
+    gradients of embedding tables are sparse, or `dense`. A factory without that parameter gets dense gradients only.
+    For `exact` it has `catch_up(table, rows)`, called before rows are looked up, and `settle()`, before whole tables
+    are read.
+    """
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups; espace sets the `lr` of each before every step."""
+        ...
+
+    def step(self) -> Any:
+        """Change every parameter that has a gradient."""
+        ...
+
+
+class Schedule(Protocol):
+    """By what the learning rate is multiplied. Built as `factory(steps, *, options)`, by `register_schedules`.
+
+    steps: how many steps of the optimiser the run has, or None where only time or patience ends it. It may have
+    `judged(loss)`, called with the loss after every validation, and then `state_dict()` and `load_state_dict(state)`,
+    so that a resumed run goes on with the same bits.
+    """
+
+    def __call__(self, step: int) -> float:
+        """The factor of a step, counted from 0; without `judged` it depends on the step only."""
+        ...
+
+
 CONTRACTS: Mapping[str, tuple[type, ...]] = {
     "towers": (Tower,),
     "sharing": (Sharing,),
@@ -329,4 +363,6 @@ CONTRACTS: Mapping[str, tuple[type, ...]] = {
     "readers": (Reader,),
     "callbacks": (Callback,),
     "loggers": (Logger,),
+    "optimizers": (Optimizer,),
+    "schedules": (Schedule,),
 }

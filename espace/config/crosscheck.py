@@ -257,9 +257,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _optimizer(config: Fields, chain: Chain) -> Iterator[Problem]:
-    if config.optimizer.tables == "exact" and config.optimizer.weight_decay:
+    decay = config.optimizer.options.get("weight_decay")
+    if config.optimizer.tables == "exact" and config.optimizer.type == "adam" and decay:
         what = (
-            f"exact with weight_decay {config.optimizer.weight_decay:g}: dense Adam then moves every row in every"
+            f"exact with weight_decay {decay:g}: dense Adam then moves every row in every"
             " step, and rows cannot catch up. Write lazy, where only rows looked up decay, or dense."
         )
         yield Problem(("optimizer", "tables"), what)

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
         Logger,
         Metric,
         Objective,
+        Optimizer,
         Reader,
         Sampler,
+        Schedule,
         ScoredSampler,
         Sharing,
         StageKind,
@@ -102,3 +104,13 @@ def register_callbacks(register: Register[Callback]) -> None:
 @hookspec
 def register_loggers(register: Register[Logger]) -> None:
     """Add loggers, built as `factory(folder, resumed_at, *, options)`, which take what `metrics.csv` gets."""
+
+
+@hookspec
+def register_optimizers(register: Register[Optimizer]) -> None:
+    """Add optimisers, built as `factory(groups[, tables], *, options)`, which change parameters by their gradients."""
+
+
+@hookspec
+def register_schedules(register: Register[Schedule]) -> None:
+    """Add schedules, built as `factory(steps, *, options)`: by what the learning rate is multiplied in each step."""

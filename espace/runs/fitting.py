@@ -31,6 +31,7 @@ from espace.runs.build import (
 from espace.runs.evaluating import build_judge, evaluate
 from espace.runs.failing import explained
 from espace.runs.opening import Prepared
+from espace.runs.optimising import build_rates
 from espace.runs.report import Report
 from espace.runs.run import (
     Run,
@@ -131,7 +132,7 @@ class Fitting:
             self.objective,
             weighting,
             build_judge(self.config, self.registry, self.objective, weighting),
-            self.config.optimizer.model_dump(),
+            build_rates(self.config, self.registry, len(self.prepared.plan(self.config))),
             self.config.seed,
             {**artefact_of(self.config, self.prepared.encoder), "data": self._identity()},
             self.report.warn if self.config.cuda_graphs else None,

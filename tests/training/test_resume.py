@@ -64,10 +64,23 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "callbacks": {"a": "shrink", "b": {"type": "again", "by": 0.01}},
         "trainer": {"val_check_interval": 3, "max_epochs": 1},
     },
+    **{
+        f"{optimizer['type']}, {optimizer['schedule']['type']}": {
+            "optimizer": {"lr": 0.02, **optimizer},
+            "trainer": {"val_check_interval": 2, "max_epochs": 1},
+        }
+        for optimizer in (
+            {"type": "adam", "tables_lr": 0.05, "schedule": {"type": "cosine", "warmup_steps": 2}},
+            {"type": "adamw", "tables_lr": 0.05, "schedule": {"type": "linear", "final": 0.1}},
+            {"type": "adagrad", "schedule": {"type": "plateau", "patience": 0, "threshold": 0.9}},
+            {"type": "rmsprop", "momentum": 0.5, "schedule": {"type": "one_cycle"}},
+            {"type": "sgd", "momentum": 0.9, "nesterov": True, "schedule": {"type": "constant", "warmup_steps": 3}},
+        )
+    },
     "patience": {"patience": 2, "trainer": {"val_check_interval": 2}, "optimizer": {"lr": 0.3}},
 }
 COUNTS = dict(
-    zip(SCHEDULES, [14, 14, 21, 14, 21, 14, 9, 6, 12, 10, 3, 9, 7], strict=False)
+    zip(SCHEDULES, [14, 14, 21, 14, 21, 14, 9, 6, 12, 10, 3, 9, *[7] * 6], strict=False)
 )  # patience ends when it ends
 
 
