@@ -276,32 +276,21 @@ class Reader(Protocol):
 
 
 class Callback(Protocol):
-    """What happens around steps: a `pytorch_lightning.Callback`. Built as `factory(*, options)`, by
-    `register_callbacks`.
+    """A `pytorch_lightning.Callback`. Built as `factory(*, options)`, by `register_callbacks`.
 
     Lightning calls its methods with the trainer and the module, an `nn.Module` with `model` and with `told`, the last
-    value of every metric by the name that `metrics.csv` has. Each step of training draws from a random state of its
-    own. `trainer.should_stop = True` ends training after the batch in hand.
+    value of every metric. Each step draws from a random state of its own. `trainer.should_stop = True` ends training.
     """
-
-    @property
-    def state_key(self) -> str:
-        """What its state is called in a checkpoint; two callbacks of one run may not have the same."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same bits: plain values and tensors."""
-        ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
-        ...
 
 
 class Logger(Protocol):
-    """Takes what `metrics.csv` gets: a `pytorch_lightning.loggers.Logger`.
-
-    Built as `factory(folder, resumed_at, *, options)`, by `register_loggers`.
+    """A `pytorch_lightning.loggers.Logger`. Built as `factory(folder, resumed_at, *, options)`, by `register_loggers`.
 
     folder: a `Path`, that of the run; resumed_at: the step from which a run goes on, after which the logger may have
     more that is to be forgotten, or None. Only the first of several processes calls the methods.
@@ -309,17 +298,13 @@ class Logger(Protocol):
 
     def log_hyperparams(self, params: Any) -> None:
         """The configuration as plain values, once when a run begins."""
-        ...
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """`{name: number}` with `epoch` among them; step: of the optimiser, counted from 1."""
-        ...
 
 
 class Optimizer(Protocol):
-    """Changes parameters by their gradients: a `torch.optim.Optimizer`.
-
-    Built as `factory(groups[, tables], *, options)`, by `register_optimizers`.
+    """A `torch.optim.Optimizer`. Built as `factory(groups[, tables], *, options)`, by `register_optimizers`.
 
     groups: a list of `{"params": [...], "lr": rate}`, in the order of the parameters; tables: `exact` or `lazy`, where
     gradients of embedding tables are sparse, or `dense`. A factory without that parameter gets dense gradients only.
@@ -330,11 +315,9 @@ class Optimizer(Protocol):
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups; espace sets the `lr` of each before every step."""
-        ...
 
     def step(self) -> Any:
         """Change every parameter that has a gradient."""
-        ...
 
 
 class Schedule(Protocol):
@@ -347,7 +330,6 @@ class Schedule(Protocol):
 
     def __call__(self, step: int) -> float:
         """The factor of a step, counted from 0; without `judged` it depends on the step only."""
-        ...
 
 
 CONTRACTS: Mapping[str, tuple[type, ...]] = {

@@ -46,8 +46,7 @@ def _choices(kind: str, registry: Registry, shared: Json) -> list[Json]:
     """The bare names of the parts that need no option, then each part as a mapping."""
     entries = entries_of(kind, registry).values()
     bare = [entry.name for entry in entries if not any(o.required for o in entry.options)]
-    names: list[Any] = [{"type": "string", "enum": bare}] if bare else []
-    return [*names, *(_mapping(entry, shared) for entry in entries)] or [False]
+    return [{"type": "string", "enum": bare}, *(_mapping(entry, shared) for entry in entries)]
 
 
 def _mapping(entry: Entry, shared: Json) -> Json:

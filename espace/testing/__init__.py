@@ -16,9 +16,11 @@ from espace.testing.links import LinkTests
 from espace.testing.loggers import LoggerTests
 from espace.testing.metrics import MetricTests, example_scored
 from espace.testing.objectives import ObjectiveTests
+from espace.testing.optimizers import OptimizerTests
 from espace.testing.pieces import PieceTests
 from espace.testing.readers import ReaderTests
 from espace.testing.samplers import SamplerTests
+from espace.testing.schedules import ScheduleTests
 from espace.testing.sharing import SharingTests
 from espace.testing.stages import StageTests, ValueTests
 from espace.testing.towers import TowerTests
@@ -31,9 +33,11 @@ __all__ = [
     "LoggerTests",
     "MetricTests",
     "ObjectiveTests",
+    "OptimizerTests",
     "PieceTests",
     "ReaderTests",
     "SamplerTests",
+    "ScheduleTests",
     "SharingTests",
     "StageTests",
     "TowerTests",

@@ -33,7 +33,7 @@ TORCHS = {
     "rmsprop": (torch.optim.RMSprop, {"alpha": 0.9, "momentum": 0.5}),
     "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
 }
-RATES = {"adam": 0.02, "adamw": 0.02, "adagrad": 0.1, "rmsprop": 0.005, "sgd": 0.5}
+RATES = {"adam": 0.02, "adamw": 0.02, "adagrad": 0.02, "rmsprop": 0.005, "sgd": 0.5}
 FACTORS = {
     "constant": lambda step, steps: min((step + 1) / 2, 1),
     "linear": lambda step, steps: min((step + 1) / 2, 1) * (1 - max(step - 2, 0) / (steps - 2)),
