@@ -224,8 +224,8 @@ def list_(
     kind: Annotated[
         Optional[str],  # noqa: UP045
         typer.Argument(
-            help="towers, sharing, links, objectives, samplers, weightings, stages, pieces, metrics, readers or"
-            " features."
+            help="towers, sharing, links, objectives, samplers, weightings, stages, pieces, metrics, readers,"
+            " callbacks, loggers, optimizers, schedules or features."
         ),
     ] = None,
     plugin: Annotated[

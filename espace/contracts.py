@@ -275,6 +275,63 @@ class Reader(Protocol):
         ...
 
 
+class Callback(Protocol):
+    """A `pytorch_lightning.Callback`. Built as `factory(*, options)`, by `register_callbacks`.
+
+    Lightning calls its methods with the trainer and the module, an `nn.Module` with `model` and with `told`, the last
+    value of every metric. Each step draws from a random state of its own. `trainer.should_stop = True` ends training.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the same bits: plain values and tensors."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+
+
+class Logger(Protocol):
+    """A `pytorch_lightning.loggers.Logger`. Built as `factory(folder, resumed_at, *, options)`, by `register_loggers`.
+
+    folder: a `Path`, that of the run; resumed_at: the step from which a run goes on, after which the logger may have
+    more that is to be forgotten, or None. Only the first of several processes calls the methods.
+    """
+
+    def log_hyperparams(self, params: Any) -> None:
+        """The configuration as plain values, once when a run begins."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """`{name: number}` with `epoch` among them; step: of the optimiser, counted from 1."""
+
+
+class Optimizer(Protocol):
+    """A `torch.optim.Optimizer`. Built as `factory(groups[, tables], *, options)`, by `register_optimizers`.
+
+    groups: a list of `{"params": [...], "lr": rate}`, in the order of the parameters; tables: `exact` or `lazy`, where
+    gradients of embedding tables are sparse, or `dense`. A factory without that parameter gets dense gradients only.
+    For `exact` it has `catch_up(table, rows)`, called before rows are looked up, and `settle()`, before whole tables
+    are read.
+    """
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups; espace sets the `lr` of each before every step."""
+
+    def step(self) -> Any:
+        """Change every parameter that has a gradient."""
+
+
+class Schedule(Protocol):
+    """By what the learning rate is multiplied. Built as `factory(steps, *, options)`, by `register_schedules`.
+
+    steps: how many steps of the optimiser the run has, or None where only time or patience ends it. It may have
+    `judged(loss)`, called with the loss after every validation, and then `state_dict()` and `load_state_dict(state)`,
+    so that a resumed run goes on with the same bits.
+    """
+
+    def __call__(self, step: int) -> float:
+        """The factor of a step, counted from 0; without `judged` it depends on the step only."""
+
+
 CONTRACTS: Mapping[str, tuple[type, ...]] = {
     "towers": (Tower,),
     "sharing": (Sharing,),
@@ -286,4 +343,8 @@ CONTRACTS: Mapping[str, tuple[type, ...]] = {
     "pieces": (ChainPiece,),  # a piece is what its factory returns, so its contract is a class
     "metrics": (Metric, ValueMetric),
     "readers": (Reader,),
+    "callbacks": (Callback,),
+    "loggers": (Logger,),
+    "optimizers": (Optimizer,),
+    "schedules": (Schedule,),
 }

@@ -29,7 +29,7 @@ ROOMS = [  # a room imports only from rooms above it
 ]
 CHAMBERS = ["batch", "reading", "encoding", "auditing", "stream", "simulator", "raw"]  # of data/, likewise
 HOMES = {
-    "pytorch_lightning": ("training", "data.stream", "cli"),
+    "pytorch_lightning": ("training", "data.stream", "cli", "parts.loggers", "testing", "runs.around"),
     "lightning_fabric": ("training",),
     "omegaconf": ("config",),
     "pyarrow": ("data", "contracts", "runs"),

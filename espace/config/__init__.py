@@ -57,10 +57,11 @@ class Config(Fields):
         return _assemble(source, registry or _registry_of(source))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values. A default metric that was removed is null."""
+        """All of it as plain values. A default metric or logger that was removed is null."""
         tree = self.model_dump(mode="json")
-        removed = {name: None for name in DEFAULTS["metrics"] if name not in self.metrics}
-        return {**tree, "metrics": {**tree["metrics"], **removed}}
+        for key in ("metrics", "loggers"):
+            tree[key] |= {name: None for name in DEFAULTS[key] if name not in tree[key]}
+        return tree
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Config:

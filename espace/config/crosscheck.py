@@ -69,6 +69,8 @@ def _names(config: Fields) -> Iterator[Problem]:
     """Names that are no names; those of stages and values are looked at with the chain."""
     yield from name_problems(("features",), config.features)
     yield from name_problems(("metrics",), config.metrics)
+    yield from name_problems(("callbacks",), config.callbacks)
+    yield from name_problems(("loggers",), config.loggers)
     yield from name_problems(("scores",), (name for name in config.scores if name.isidentifier()))
     called: list[tuple[Key, object]] = [
         (("metrics", n, "name"), m.options.get("name")) for n, m in config.metrics.items()
@@ -255,9 +257,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _optimizer(config: Fields, chain: Chain) -> Iterator[Problem]:
-    if config.optimizer.tables == "exact" and config.optimizer.weight_decay:
+    decay = config.optimizer.options.get("weight_decay")
+    if config.optimizer.tables == "exact" and config.optimizer.type == "adam" and decay:
         what = (
-            f"exact with weight_decay {config.optimizer.weight_decay:g}: dense Adam then moves every row in every"
+            f"exact with weight_decay {decay:g}: dense Adam then moves every row in every"
             " step, and rows cannot catch up. Write lazy, where only rows looked up decay, or dense."
         )
         yield Problem(("optimizer", "tables"), what)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from espace.config.parts import entries_of
-from espace.config.schema import DATA_KEYS, DEFAULTS, NAMED_PARTS, PARTS, Fields
+from espace.config.schema import DATA_KEYS, DEFAULTS, NAMED_PARTS, OPTIMIZER_KEYS, PARTS, Fields
 from espace.config.validate import options_model
 from espace.registry.registry import Entry, Registry
 
@@ -16,7 +16,7 @@ def json_schema(registry: Registry) -> Json:
     """The schema, with the options of every part that `registry` has."""
     schema = Fields.model_json_schema()
     shared: Json = schema["$defs"]
-    kinds = dict.fromkeys([*PARTS.values(), *NAMED_PARTS.values(), "stages", "pieces"])
+    kinds = dict.fromkeys([*PARTS.values(), *NAMED_PARTS.values(), "stages", "pieces", "schedules"])
     shared |= {kind: {"oneOf": _choices(kind, registry, shared)} for kind in kinds}
     properties = schema["properties"]
     properties |= {key: _of(kind) for key, kind in PARTS.items()}
@@ -24,6 +24,7 @@ def json_schema(registry: Registry) -> Json:
     properties["pieces"] = {"type": "array", "items": _of("pieces")}
     properties["chain"] = {"anyOf": [{"type": "string"}, properties["chain"]], "title": "Chain"}
     shared["Data"] = {"oneOf": [_data(shared["Data"], e, shared) for e in entries_of("readers", registry).values()]}
+    shared["Optimizer"] = _optimizer(shared["Optimizer"], registry, shared)
     shared["Stage"]["properties"]["kind"] = _of("stages")
     del shared["Component"], shared["Sharing"], shared["Metric"]
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "An experiment of espace"}
@@ -63,6 +64,16 @@ def _options(entry: Entry, shared: Json) -> Json:
     schema = options_model(entry).model_json_schema()
     shared |= schema.pop("$defs", {})
     return schema
+
+
+def _optimizer(closed: Json, registry: Registry, shared: Json) -> Json:
+    """`optimizer` with the options of all of them: where two have one of a name, the first one's type is told."""
+    entries = entries_of("optimizers", registry)
+    own = {key: closed["properties"][key] for key in OPTIMIZER_KEYS}
+    for entry in entries.values():
+        own = {**_options(entry, shared).get("properties", {}), **own}
+    own |= {"type": {"enum": [*entries], "default": "adam", "title": "Type"}, "schedule": _of("schedules")}
+    return {**closed, "properties": own}
 
 
 def _data(closed: Json, entry: Entry, shared: Json) -> Json:

@@ -45,7 +45,8 @@ def _apply(source: Source, text: str, place: Place) -> None:
             source.move(key, place)
             node[step] = {} if defaults is None else deepcopy(defaults)
         if isinstance(node[slot], str) and (
-            key[0] in (*PARTS, *NAMED_PARTS, "pieces") or (key[0], key[-1]) == ("stages", "kind")
+            key[0] in (*PARTS, *NAMED_PARTS, "pieces")
+            or (key[0], key[-1]) in (("stages", "kind"), ("optimizer", "schedule"))
         ):
             node[slot] = {"type": node[slot]}
         node = node[slot]

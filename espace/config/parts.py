@@ -10,11 +10,12 @@ from typing import Any
 
 from espace.chain.chain import Chain
 from espace.chain.pieces import ChainPiece
-from espace.config.schema import DATA_KEYS, DEFAULTS, EMPTY, EXPERT, NAMED_PARTS, PARTS, VALUE
+from espace.config.schema import DATA_KEYS, DEFAULTS, EMPTY, EXPERT, NAMED_PARTS, OPTIMIZER_KEYS, PARTS, VALUE
 from espace.config.validate import bind
 from espace.config.yamlfile import Key, Problem, show
 from espace.errors import ChainError, EspaceError, PluginError, did_you_mean
 from espace.registry.registry import Entry, Registry, one
+from espace.registry.signature import accepts
 
 
 @cache
@@ -92,6 +93,8 @@ class Binder:
             tree["stages"] = {name: self._stage(stage, name) for name, stage in stages.items()}
         if isinstance(tree.get("data"), dict):
             tree["data"] = self._data(tree["data"])
+        if isinstance(tree.setdefault("optimizer", {}), dict):
+            tree["optimizer"] = self._optimizer(tree["optimizer"])
         return tree
 
     def _named(self, written: object, kind: str, key: str) -> dict[str, Any]:
@@ -184,6 +187,25 @@ class Binder:
                 f"reader '{kind}' has an option '{min(clash)}', a key of data. Its author has to rename it."
             )
         options, problems = bind(entry, rest, ("data",), also=DATA_KEYS)
+        self.problems += problems
+        return {**closed, "options": options}
+
+    def _optimizer(self, written: dict[str, Any]) -> dict[str, Any]:
+        key: Key = ("optimizer",)
+        closed = {k: v for k, v in written.items() if k in OPTIMIZER_KEYS and (v is not None or k.startswith("tables"))}
+        rest = {name: value for name, value in written.items() if name not in OPTIMIZER_KEYS}
+        closed["schedule"] = self._part(closed.get("schedule", "constant"), "schedules", (*key, "schedule"))
+        kind = closed.get("type", "adam")
+        entry = self._entry("optimizers", kind, (*key, "type")) if isinstance(kind, str) else None
+        if entry is None:
+            return closed
+        if clash := {o.name for o in entry.options} & {*OPTIMIZER_KEYS}:
+            what = f"optimizer '{kind}' has an option '{min(clash)}', a key of optimizer. Its author has to rename it."
+            raise PluginError(what)
+        if closed.get("tables") in ("exact", "lazy") and not accepts(entry.factory, 2):
+            what = f"with {kind} every row may move in every step. Write dense, or leave it out."
+            self._refuse((*key, "tables"), what)
+        options, problems = bind(entry, rest, key, also=OPTIMIZER_KEYS)
         self.problems += problems
         return {**closed, "options": options}
 

@@ -25,7 +25,13 @@ PARTS = {  # key: kind
     "sampler": "samplers",
     "weighting": "weightings",
 }
-NAMED_PARTS = {"features": "features", "towers": "towers", "metrics": "metrics"}  # key: kind, one part for each name
+NAMED_PARTS = {  # key: kind, one part for each name
+    "features": "features",
+    "towers": "towers",
+    "metrics": "metrics",
+    "callbacks": "callbacks",
+    "loggers": "loggers",
+}
 DEFAULTS: dict[str, Any] = {
     "sharing": "separate",
     "link": "none",
@@ -34,6 +40,8 @@ DEFAULTS: dict[str, Any] = {
     "sampler": "none",
     "weighting": "fixed",
     "metrics": {name: name for name in ("auc", "log_loss", "calibration", "count", "value")},
+    "loggers": {"tensorboard": "tensorboard"},
+    "optimizer": {"schedule": "constant"},
 }
 EXPERT = "mlp"  # the default of sharing.expert
 VALUE = "lognormal"  # the default kind of a value
@@ -135,13 +143,26 @@ class Embedding(Section):
 
 
 class Optimizer(Section):
-    """Adam. `tables` says how it treats rows that a batch does not look up."""
+    """How weights change. `options` are those of the optimiser, which the YAML has beside the other keys.
 
+    `tables` says how adam treats rows that a batch does not look up: exact by default, lazy with weight decay.
+    """
+
+    type: str = "adam"
     lr: Positive = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: Positive = 1e-8
-    weight_decay: NotNegative = 0.0
-    tables: Literal["exact", "lazy", "dense"] | None = None  # exact; lazy with weight decay
+    tables: Literal["exact", "lazy", "dense"] | None = None
+    tables_lr: Positive | None = None
+    schedule: Component = Component(type="constant")
+    options: dict[str, Any] = {}
+
+    @model_serializer(mode="wrap")
+    def _inline(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree = handler(self)
+        options: dict[str, Any] = tree.pop("options")
+        return {**tree, **options}
+
+
+OPTIMIZER_KEYS = tuple(name for name in Optimizer.model_fields if name != "options")
 
 
 class Fields(Section):
@@ -166,6 +187,8 @@ class Fields(Section):
     scores: dict[str, str] = {}
     optimizer: Optimizer = Optimizer()
     trainer: dict[str, Any] = {}
+    callbacks: dict[str, Component] = {}
+    loggers: dict[str, Component]
     compile: bool = False
     cuda_graphs: bool = True
     monitor: str = "val/loss"

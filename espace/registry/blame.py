@@ -21,6 +21,10 @@ _EXPECTED = {
     "stages": "forward gets (batch, logits) and returns log P and log(1 - P), (batch,) each",
     "metrics": "update gets an espace.Scored, compute returns {name: number}",
     "readers": "read(piece, columns) returns a pyarrow Table of these columns with the rows of the piece",
+    "optimizers": "it is a torch.optim.Optimizer of the groups that it was given",
+    "schedules": "it is called with a step, from 0 on, and returns by what the learning rate is multiplied",
+    "callbacks": "its methods are those of pytorch_lightning.Callback, each with the trainer and the module",
+    "loggers": "log_metrics(metrics, step) gets {name: number}; it is a pytorch_lightning.loggers.Logger",
 }
 
 

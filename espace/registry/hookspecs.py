@@ -11,11 +11,15 @@ from typing_extensions import TypeVar
 if TYPE_CHECKING:
     from espace.chain.pieces import ChainPiece
     from espace.contracts import (
+        Callback,
         Link,
+        Logger,
         Metric,
         Objective,
+        Optimizer,
         Reader,
         Sampler,
+        Schedule,
         ScoredSampler,
         Sharing,
         StageKind,
@@ -90,3 +94,23 @@ def register_metrics(register: Register[Metric | ValueMetric]) -> None:
 @hookspec
 def register_readers(register: Register[Reader]) -> None:
     """Add readers, built as `factory(source, split[, text], *, options)`, which give tables piece by piece."""
+
+
+@hookspec
+def register_callbacks(register: Register[Callback]) -> None:
+    """Add callbacks, built as `factory(*, options)`, which Lightning calls around every step of training."""
+
+
+@hookspec
+def register_loggers(register: Register[Logger]) -> None:
+    """Add loggers, built as `factory(folder, resumed_at, *, options)`, which take what `metrics.csv` gets."""
+
+
+@hookspec
+def register_optimizers(register: Register[Optimizer]) -> None:
+    """Add optimisers, built as `factory(groups[, tables], *, options)`, which change parameters by their gradients."""
+
+
+@hookspec
+def register_schedules(register: Register[Schedule]) -> None:
+    """Add schedules, built as `factory(steps, *, options)`: by what the learning rate is multiplied in each step."""

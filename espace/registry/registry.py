@@ -27,7 +27,22 @@ from espace.errors import PluginError, did_you_mean
 from espace.registry import hookspecs
 from espace.registry.signature import Option, accepts, options_of, place_of
 
-KINDS = ("towers", "sharing", "links", "objectives", "samplers", "weightings", "stages", "pieces", "metrics", "readers")
+KINDS = (
+    "towers",
+    "sharing",
+    "links",
+    "objectives",
+    "samplers",
+    "weightings",
+    "stages",
+    "pieces",
+    "metrics",
+    "readers",
+    "callbacks",
+    "loggers",
+    "optimizers",
+    "schedules",
+)
 BUILTIN = (
     "espace.parts.towers.mlp",
     "espace.parts.sharing.separate",
@@ -59,6 +74,18 @@ BUILTIN = (
     "espace.parts.metrics.gauc",
     "espace.parts.metrics.truth",
     "espace.parts.metrics.value",
+    "espace.training.adam",
+    "espace.parts.optimizers.adamw",
+    "espace.parts.optimizers.adagrad",
+    "espace.parts.optimizers.rmsprop",
+    "espace.parts.optimizers.sgd",
+    "espace.parts.schedules.constant",
+    "espace.parts.schedules.linear",
+    "espace.parts.schedules.cosine",
+    "espace.parts.schedules.plateau",
+    "espace.parts.schedules.one_cycle",
+    "espace.parts.loggers.tensorboard",
+    "espace.parts.loggers.csv",
     "espace.data.reading.readers",
     "espace.data.simulator.simulator",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from espace.chain.grammar import Transition, Value
 from espace.chain.scores import Score, parse, predictions
 from espace.chain.spaces import Space, spaces
 from espace.config import Component, Config
+from espace.config.schema import Optimizer
 from espace.contracts import Link, Objective, Sampler, ScoredSampler, Sharing, StageKind, Tower, ValueKind
 from espace.data.encoding.columns import FEATURE_TYPES, Feature, Sequence, columns_as_text, is_categorical
 from espace.data.encoding.encode import Encoder, Layout, NumberStats
@@ -26,9 +27,12 @@ from espace.model.embedding import Embedding
 from espace.model.features import FeatureSpec
 from espace.model.model import Model
 from espace.registry.registry import Registry
+from espace.registry.signature import accepts
+
+Tables: TypeAlias = Literal["exact", "lazy", "dense"]
 
 
-def make(registry: Registry, kind: str, component: Component, *given: object, where: str) -> Any:
+def make(registry: Registry, kind: str, component: Component | Optimizer, *given: object, where: str) -> Any:
     """Call the registered factory with what espace gives and the options of the YAML.
 
     Raises ConfigError when the factory refuses an option's value.
@@ -67,11 +71,18 @@ def tower_of(config: Config, chain: Chain, transition: str) -> Component:
     return next((config.towers[n] for n in (transition, *children) if n in config.towers), config.tower)
 
 
+def tables_of(config: Config, registry: Registry) -> Tables:
+    """How rows of tables are treated: an optimiser that is not told gets the gradients of whole tables."""
+    if not accepts(registry.get("optimizers", config.optimizer.type).factory, 2):
+        return "dense"
+    return config.optimizer.tables or ("lazy" if config.optimizer.options.get("weight_decay") else "exact")
+
+
 def build_model(config: Config, registry: Registry, layout: Layout, drawn: bool = True) -> Model:
     """The model with freshly drawn parameters, from torch's random state; unless `drawn`, its tables are empty."""
     chain, features = chain_of(config), features_of(config)
     names = [t.name for t in chain.heads]
-    sparse = config.optimizer.tables != "dense"
+    sparse = tables_of(config, registry) != "dense"
     std = config.embedding.std if drawn else None
     embed = partial(Embedding, features, layout, dim=config.embedding.dim, std=std, sparse=sparse)
     embeddings = {"shared": embed()} if config.embedding.shared else {name: embed() for name in names}

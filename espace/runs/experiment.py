@@ -17,6 +17,7 @@ from espace.registry.blame import parts_told
 from espace.registry.registry import Registry
 from espace.runs.build import (
     build_model_probe,
+    tables_of,
 )
 from espace.runs.folder import clear_beginning, has_begun, new_folder, owned, refuse_taken, removed_if_empty
 from espace.runs.html import in_notebook
@@ -35,8 +36,9 @@ class Experiment:
     Raises ConfigError with every problem of the file at once.
     """
 
-    def __init__(self, config: Config, registry: Registry) -> None:
+    def __init__(self, config: Config, registry: Registry, said: Sequence[str] = ()) -> None:
         self.config = config
+        self._said = said  # overrides, of which one may change a rate when a run goes on
         self.registry = registry
         with parts_told(registry):
             _check_names(config, registry)
@@ -46,7 +48,7 @@ class Experiment:
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         """Read a YAML file, with `a.b=value` overrides. Raises ConfigError or PluginError."""
         config, registry = configuration.load_with_plugins(Path(path), overrides)
-        return cls(config, registry)
+        return cls(config, registry, overrides)
 
     def check(self, report: Report | None = None) -> Prepared:
         """Read the data once, audit it, and print what was found; without a report, nothing: in a notebook what is
@@ -90,7 +92,7 @@ class Experiment:
         fresh = (parts_told(self.registry), torch.random.fork_rng(devices=[]), torch_as_it_was())
         with removed_if_empty(folder), mine, fresh[0], fresh[1], fresh[2]:
             goes_on = self._enter(folder, resume is not None, report)
-            wanted = self.config.optimizer.tables != "dense" and not torch.cuda.is_available()
+            wanted = tables_of(self.config, self.registry) != "dense" and not torch.cuda.is_available()
             kernels = Thread(target=load_kernels if wanted else None)  # beside reading, which leaves a core idle
             kernels.start()
             prepared = prepare(self.config, self.registry, report)
@@ -107,7 +109,8 @@ class Experiment:
         a new one would write over something."""
         goes_on = resumes and has_begun(folder)
         if goes_on:
-            check_same(self.config, self.registry, folder)
+            for note in check_same(self.config, self.registry, folder, self._said):
+                report.warn(note)
         elif resumes:
             report.warn(f"{folder}: the run was stopped before its first checkpoint, so it begins at the start.")
         if _is_first_rank():
@@ -115,6 +118,8 @@ class Experiment:
                 refuse_taken(folder)
             elif not goes_on:
                 clear_beginning(folder)
+            if goes_on and any(text.startswith("optimizer.") for text in self._said):
+                configuration.save(self.config, folder / "config.yaml")  # so that the run goes on so next time too
             remember(folder, self.config.plugins)
         return goes_on
 
@@ -130,6 +135,10 @@ def _check_names(config: Config, registry: Registry) -> None:
         from espace.training.trainer import trainer_problems  # here, since Lightning is slow to import
 
         problems += trainer_problems(config.trainer)
+    if config.callbacks:
+        from espace.runs.around import build_callbacks
+
+        build_callbacks(config, registry)
     if problems:
         raise ConfigError(problems)
 

@@ -20,6 +20,7 @@ from espace.data.stream.module import DataModule, gpu_of
 from espace.data.stream.stream import Stream
 from espace.errors import ConfigError, NonFiniteError, RunError
 from espace.registry.registry import Registry
+from espace.runs.around import build_callbacks, build_loggers
 from espace.runs.artefact import artefact_of, place_in, told_in
 from espace.runs.build import (
     build_model,
@@ -30,6 +31,7 @@ from espace.runs.build import (
 from espace.runs.evaluating import build_judge, evaluate
 from espace.runs.failing import explained
 from espace.runs.opening import Prepared
+from espace.runs.optimising import build_rates
 from espace.runs.report import Report
 from espace.runs.run import (
     Run,
@@ -83,16 +85,20 @@ class Fitting:
         interrupts = Interrupts(checkpoints)
         callbacks = [
             self.report.narrator(),
+            *build_callbacks(config, self.registry),
             checkpoints,
             interrupts,
         ]  # a place is saved when all else has seen the step
         with lightning_quiet():
             options = _trainer_options(config, monitored)
             callbacks += [] if _says_when(config) else [Quarters()]
-            trainer = make_trainer(options, callbacks, self.folder, resumed_at)
+            loggers = build_loggers(config, self.registry, self.folder, resumed_at)
+            trainer = make_trainer(options, callbacks, self.folder, loggers)
         self.gpu = gpu_of(trainer)
         if trainer.is_global_zero and not resume:
             write_start(self.folder, config, self.prepared.encoder)
+            for logger in loggers:
+                logger.log_hyperparams(config.to_dict())
         release_memory()  # training reads less at a time than what came before
         keep_freed()
         self.report.start(config, self.model, self.folder, trainer.precision)
@@ -126,7 +132,7 @@ class Fitting:
             self.objective,
             weighting,
             build_judge(self.config, self.registry, self.objective, weighting),
-            self.config.optimizer.model_dump(),
+            build_rates(self.config, self.registry, len(self.prepared.plan(self.config))),
             self.config.seed,
             {**artefact_of(self.config, self.prepared.encoder), "data": self._identity()},
             self.report.warn if self.config.cuda_graphs else None,

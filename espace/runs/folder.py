@@ -22,6 +22,7 @@ _OURS = (
     "config.yaml",
     "versions.json",
     "metrics.csv",
+    "steps.csv",
     "vocabulary",
     "tensorboard",
     "checkpoints",

@@ -197,6 +197,6 @@ class Report:
         self._tell(
             "Run folder: ",
             (str(folder), "bold"),
-            " (config.yaml, results.json, metrics.csv, tensorboard, checkpoints, vocabulary, figures)\n",
+            " (config.yaml, results.json, metrics.csv, checkpoints, vocabulary, figures)\n",
             f"Predict with: espace predict {folder} --data FILE --out predictions.parquet",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from espace.config import Config
 from espace.config.yamlfile import show
@@ -20,6 +21,7 @@ _MAY_CHANGE = (
     "trainer",
     "compile",
     "cuda_graphs",
+    "loggers",
     "metrics",
     "scores",
     "monitor",
@@ -29,6 +31,7 @@ _MAY_CHANGE = (
 )  # when a run goes on
 
 
+_RATES = ("optimizer.lr", "optimizer.tables_lr")  # may change when an override next to --resume says so
 _PLACE = ("limit_train_batches", "accumulate_grad_batches")  # of trainer: what a count of batches means depends on them
 
 
@@ -41,8 +44,11 @@ _DATA_MAY_CHANGE = (
 )  # that the training rows are the same is checked
 
 
-def check_same(config: Config, registry: Registry, run: Path) -> None:
-    """Raise RunError when the run was begun with options that cannot change on the way, as its checkpoint has them."""
+def check_same(config: Config, registry: Registry, run: Path, said: Sequence[str] = ()) -> list[str]:
+    """Raise RunError when the run was begun with options that cannot change on the way, as its checkpoint has them.
+
+    A rate may change where an override in `said` says so; returned is a line for each that does.
+    """
     file = run / "checkpoints" / "last.ckpt"
     told = told_in(read_checkpoint(file, only_whole=True), file)["config"]
     try:
@@ -50,6 +56,7 @@ def check_same(config: Config, registry: Registry, run: Path) -> None:
     except ConfigError as error:
         raise RunError(f"{run}: it was begun with what is not there now: {error} Start a new run.") from error
     now = config.to_dict()
+    notes = _take_rates(then["optimizer"], now["optimizer"], {text.partition("=")[0].strip() for text in said})
     changed = [key for key in then if key not in (*_MAY_CHANGE, "data") and now[key] != then[key]]
     for section, keys in (("data", {**then["data"], **now["data"]}), ("trainer", dict.fromkeys(_PLACE))):
         free = _DATA_MAY_CHANGE if section == "data" else ()
@@ -58,8 +65,20 @@ def check_same(config: Config, registry: Registry, run: Path) -> None:
     if changed:
         raise RunError(
             f"{run}: it was begun with another {', '.join(changed)}. {_told(then, now, changed)} What may change when a"
-            f" run goes on: {', '.join(_MAY_CHANGE)}. Start a new run with another --run-dir."
+            f" run goes on: {', '.join(_MAY_CHANGE)}; with an override, {' and '.join(_RATES)}. Start a new run with"
+            " another --run-dir."
         )
+    return notes
+
+
+def _take_rates(then: dict[str, Any], now: dict[str, Any], said: set[str]) -> list[str]:
+    """Let the rates that were said count as those of the beginning; a line for each that is another."""
+    notes = []
+    for key in (key.removeprefix("optimizer.") for key in _RATES if key in said):
+        if then[key] != now[key]:
+            notes.append(f"optimizer.{key} was {show(then[key])} and is {show(now[key])} from here on, as you said.")
+            then[key] = now[key]
+    return notes
 
 
 def _told(then: object, now: object, changed: Sequence[str]) -> str:

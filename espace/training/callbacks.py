@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from espace.errors import DataError, NonFiniteError
+from espace.training.guests import check_states
 from espace.training.lightning import Training
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None  # of a signal
@@ -59,8 +60,10 @@ class Checkpoints(pl.Callback):
 
         After it resumed at the end of an epoch its count of begun epochs is one behind, and resuming once more would
         skip an epoch. After a validation that is not on the schedule it would train one batch more before it sees the
-        end of the epoch; after the batch, before that validation, it does not.
+        end of the epoch; after the batch, before that validation, it does not. Raises PluginError for a state of
+        another callback that could not be read.
         """
+        check_states(checkpoint.get("callbacks", {}))
         loops = checkpoint["loops"]["fit_loop"]
         epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
         over = (batches["total"]["processed"] - batches["current"]["processed"]) // int(trainer.num_training_batches)

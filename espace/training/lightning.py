@@ -19,7 +19,7 @@ from espace.model.model import Model
 from espace.model.returned import check_loss
 from espace.training.graphs import Graphed
 from espace.training.judging import Judge, Objective, Terms, Utilisation, check_finite
-from espace.training.optim import LazyAdam
+from espace.training.rates import Rates
 from espace.training.sparse import clip_grad_norm
 from espace.training.trainer import MetricsFile
 
@@ -44,7 +44,7 @@ class Training(pl.LightningModule):
         objective: `(probabilities, labels) -> {term: (value, rows)}`.
         weighting: `{term: scalar} -> scalar`; its parameters are trained along.
         judge: the metrics of validation.
-        optimizer: options of LazyAdam.
+        rates: what decides how far a step goes.
         seed: every step's random numbers are drawn from (seed, step, rank), so that a resumed run draws the same.
         artefact: plain values that travel in every checkpoint under "espace".
         graphs: on a CUDA device steps become graphs; it is called with a line that says why not. None: they never do.
@@ -56,7 +56,7 @@ class Training(pl.LightningModule):
         objective: Objective,
         weighting: nn.Module,
         judge: Judge,
-        optimizer: Mapping[str, Any],
+        rates: Rates,
         seed: int,
         artefact: Mapping[str, object],
         graphs: Callable[[str], None] | None = None,
@@ -66,7 +66,8 @@ class Training(pl.LightningModule):
         self.objective = objective
         self.weighting = weighting
         self.judge = judge
-        self._optimizer = dict(optimizer)
+        self._rates = rates
+        self._base: list[float] = []  # the rate of every group, before the schedule
         self._seed = seed
         self._artefact = dict(artefact)
         self._window: Terms | None = None  # of all ranks, since the last line
@@ -83,16 +84,15 @@ class Training(pl.LightningModule):
         else:
             super().__setattr__(name, value)
 
-    def configure_optimizers(self) -> LazyAdam:
-        """Adam of rows for tables, fused Adam for the rest."""
-        options = dict(self._optimizer)
-        tables = options.pop("tables", None) or ("lazy" if options.get("weight_decay") else "exact")
-        optimizer = LazyAdam(self.parameters(), **options, exact=tables == "exact")
-        if tables == "exact":
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser, which is told of look-ups where rows of tables catch up."""
+        optimizer: Any = self._rates.optimizer_of(self)
+        self._base = [group["lr"] for group in optimizer.param_groups]
+        if self._rates.tables == "exact":
             for table in (m for m in self.modules() if isinstance(m, Table)):
                 table.before_look_up = optimizer.catch_up
-        self._settle = optimizer.settle
-        return optimizer
+            self._settle = optimizer.settle
+        return optimizer  # type: ignore[no-any-return]
 
     def settle(self) -> None:
         """Let the rows of all tables catch up, for whoever reads the weights between two steps."""
@@ -115,7 +115,7 @@ class Training(pl.LightningModule):
                 )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Draw this step's random state from its number."""
+        """Draw this step's random state from its number, and set its rates."""
         step = self._progress.processed
         seed = int(np.random.SeedSequence([self._seed, step, self.global_rank]).generate_state(1)[0])
         torch.default_generator.manual_seed(
@@ -123,6 +123,7 @@ class Training(pl.LightningModule):
         )  # torch.manual_seed writes down a stack trace for every kind of device
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+        self._rates.set(self.trainer.optimizers[0], self._base, self.global_step)
 
     def on_train_start(self) -> None:
         """Steps that can become graphs do: those of one process on a CUDA device, each with one batch."""
@@ -188,6 +189,7 @@ class Training(pl.LightningModule):
         """Log every probability's metrics in its own space."""
         found = {f"val/{name}": value for name, value in self.judge.compute().items()}
         self.judge.reset()
+        self._rates.judged(found["val/loss"])
         self._tell(found, self.global_step)
 
     def _tell(self, found: dict[str, float], step: int) -> None:
@@ -207,9 +209,11 @@ class Training(pl.LightningModule):
         checkpoint["espace"] = self._artefact
         window = None if self._window is None else {"sums": self._window.sums, "rows": self._window.rows}
         checkpoint["espace_metrics"] = {"window": window, "size": self._metrics.size()}
+        checkpoint["espace_schedule"] = self._rates.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the metrics as they stood: what the run wrote after the checkpoint is dropped."""
+        self._rates.load(checkpoint.get("espace_schedule", {}))  # espace 0.1.0 wrote none
         found = checkpoint["espace_metrics"]
         if found["window"] is not None:
             names = list(self.judge.terms.names)

@@ -8,7 +8,7 @@ import logging
 import os
 import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 
 from espace.config import Config
 from espace.config.validate import describe, did_you_mean_or_home
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
 
 _OURS = {
-    "logger": "metrics always go to metrics.csv and TensorBoard in the run folder",
-    "callbacks": "none can be added, not even by a plugin",
+    "logger": "metrics always go to metrics.csv, and the key loggers says where else",
+    "callbacks": "write them under the key callbacks, and let a plugin bring them by register_callbacks",
     "plugins": "precision and strategy have keys of their own",
     "default_root_dir": "use --run-dir",
     "enable_checkpointing": "checkpoints/best.ckpt and last.ckpt are always written",
@@ -142,21 +142,17 @@ def trainer_problems(options: Mapping[str, object]) -> list[str]:
 
 
 def make_trainer(
-    options: Mapping[str, Any], callbacks: list[pl.Callback], folder: Path, resumed_at: int | None = None
+    options: Mapping[str, Any], callbacks: list[pl.Callback], folder: Path, loggers: Sequence[Logger] = ()
 ) -> pl.Trainer:
-    """Lightning's Trainer with espace's loggers and checkpoints. Raises ConfigError for an option it does not know.
-
-    resumed_at: the step from which a run goes on; what TensorBoard has of later ones is hidden.
-    """
+    """Lightning's Trainer with espace's checkpoints, and `metrics.csv` beside `loggers`. Raises ConfigError for an
+    option it does not know."""
     if problems := trainer_problems(options):
         raise ConfigError(problems)
-    purge = None if resumed_at is None else resumed_at + 1
-    board = TensorBoardLogger(folder, "tensorboard", version="", purge_step=purge)
     try:
         return pl.Trainer(
             **{"log_every_n_steps": 20, "accelerator": "auto", **options},
             num_sanity_val_steps=0,
-            logger=[MetricsFile(folder / "metrics.csv"), board],
+            logger=[MetricsFile(folder / "metrics.csv"), *loggers],
             callbacks=callbacks,
             plugins=[SafeCheckpointIO()],
             default_root_dir=folder,

@@ -29,6 +29,7 @@ from espace.data.encoding.vocabulary import FIRST
 from espace.registry.registry import load
 from espace.runs.build import build_model, build_objective, build_weighting, layout_without_data
 from espace.runs.evaluating import build_judge
+from espace.runs.optimising import build_rates
 from espace.training.lightning import Training
 from espace.training.optim import LazyAdam
 from espace.training.precision import autocast, default_precision
@@ -123,7 +124,7 @@ def with_espace(point: Point, batches: list[Batch], steps: int) -> float:
     weighting = build_weighting(config, registry, objective)
     judge = build_judge(config, registry, objective, weighting)
     model = build_model(config, registry, layout_without_data(config))
-    module: Any = Timed(model, objective, weighting, judge, config.optimizer.model_dump(), 0, {})
+    module: Any = Timed(model, objective, weighting, judge, build_rates(config, registry, len(batches)), 0, {})
     options = {"max_steps": steps, "limit_val_batches": 0, "precision": default_precision("cpu"), "accelerator": "cpu"}
     with tempfile.TemporaryDirectory() as folder:
         make_trainer(options, [], Path(folder)).fit(module, Batches(batches, steps))

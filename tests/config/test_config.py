@@ -23,6 +23,7 @@ from espace.config.yamlfile import dump, parse, parse_value
 from espace.errors import ConfigError, EspaceError, PluginError
 from espace.registry import registry as plugins
 from espace.registry.registry import Entry, Registry
+from espace.training.adam import adam
 
 
 class Mlp:
@@ -71,6 +72,9 @@ for _kind, _name, _factory in [
     ("readers", "simulator", nothing),
     ("stages", "binary", nothing),
     *((kind, DEFAULTS[key], nothing) for key, kind in PARTS.items() if key != "tower"),
+    ("loggers", "tensorboard", nothing),
+    ("optimizers", "adam", adam),
+    ("schedules", "constant", nothing),
     *(("metrics", name, Metric) for name in (*DEFAULTS["metrics"], "gauc")),
 ]:
     REGISTRY.add(Entry(_kind, _name, _factory, "tests"))
@@ -863,6 +867,9 @@ def test_the_registry_comes_with_the_configuration(
             **{PARTS[key]: [DEFAULTS[key]] for key in PARTS},
             "metrics": list(DEFAULTS["metrics"]),
             "readers": ["files"],
+            "loggers": list(DEFAULTS["loggers"]),
+            "optimizers": ["adam"],
+            "schedules": ["constant"],
         }.items()
     )
     write(f"import espace\n\n\ndef nothing(*given): ...\n\n\n{hooks}", "parts.py")

@@ -12,6 +12,8 @@ from espace.model.features import Features, FeatureSpec, Field
 from espace.parts.links.aitm import AITM
 from espace.parts.links.none import NoLink
 from espace.parts.links.relation import Relation
+from espace.parts.loggers.csv import csv as csv_logger
+from espace.parts.loggers.tensorboard import tensorboard
 from espace.parts.metrics.auc import AUC
 from espace.parts.metrics.calibration import Calibration
 from espace.parts.metrics.count import Count
@@ -22,11 +24,20 @@ from espace.parts.metrics.value import ValueMetric
 from espace.parts.objectives.entire_space import EntireSpace
 from espace.parts.objectives.ordered import Ordered
 from espace.parts.objectives.parent_space import ParentSpace
+from espace.parts.optimizers.adagrad import adagrad
+from espace.parts.optimizers.adamw import adamw
+from espace.parts.optimizers.rmsprop import rmsprop
+from espace.parts.optimizers.sgd import sgd
 from espace.parts.samplers.negative_downsample import NegativeDownsample
 from espace.parts.samplers.none import NoSampler
 from espace.parts.samplers.oversample import Oversample
 from espace.parts.samplers.rejection import Rejection
 from espace.parts.samplers.unclicked_negatives import UnclickedNegatives
+from espace.parts.schedules.constant import constant
+from espace.parts.schedules.cosine import cosine
+from espace.parts.schedules.linear import linear
+from espace.parts.schedules.one_cycle import one_cycle
+from espace.parts.schedules.plateau import Plateau
 from espace.parts.sharing.cgc import CGC
 from espace.parts.sharing.mmoe import MMoE
 from espace.parts.sharing.ple import PLE
@@ -42,10 +53,13 @@ from espace.parts.weightings.fixed import Fixed
 from espace.registry import registry as plugins
 from espace.testing import (
     LinkTests,
+    LoggerTests,
     MetricTests,
     ObjectiveTests,
+    OptimizerTests,
     ReaderTests,
     SamplerTests,
+    ScheduleTests,
     SharingTests,
     StageTests,
     TowerTests,
@@ -53,6 +67,60 @@ from espace.testing import (
     WeightingTests,
 )
 from espace.testing.chains import CHAINS
+from espace.training.adam import adam
+
+
+class TestAdam(OptimizerTests):
+    optimizer = staticmethod(adam)
+
+
+class TestAdamW(OptimizerTests):
+    optimizer = staticmethod(adamw)
+
+
+class TestAdagrad(OptimizerTests):
+    optimizer = staticmethod(adagrad)
+
+
+class TestRMSprop(OptimizerTests):
+    optimizer = staticmethod(rmsprop)
+    options = {"momentum": 0.5}
+
+
+class TestSGD(OptimizerTests):
+    optimizer = staticmethod(sgd)
+    options = {"momentum": 0.9, "nesterov": True}
+
+
+class TestConstant(ScheduleTests):
+    schedule = staticmethod(constant)
+    options = {"warmup_steps": 3}
+
+
+class TestLinear(ScheduleTests):
+    schedule = staticmethod(linear)
+
+
+class TestCosine(ScheduleTests):
+    schedule = staticmethod(cosine)
+    options = {"warmup_steps": 1, "final": 0.1}
+
+
+class TestOneCycle(ScheduleTests):
+    schedule = staticmethod(one_cycle)
+
+
+class TestPlateau(ScheduleTests):
+    schedule = Plateau
+    options = {"patience": 0}
+
+
+class TestTensorBoard(LoggerTests):
+    logger = staticmethod(tensorboard)
+
+
+class TestSteps(LoggerTests):
+    logger = staticmethod(csv_logger)
 
 
 class TestMLP(TowerTests):

@@ -327,8 +327,11 @@ def test_other_precisions_train_to_nearly_the_same_metrics(shop, precision, tole
     ("options", "problem"),
     [
         ({"max_epoch": 3}, "Lightning's Trainer has no option 'max_epoch'. Did you mean 'max_epochs'?"),
-        ({"callbacks": []}, "trainer.callbacks: espace sets it; none can be added, not even by a plugin."),
-        ({"logger": False}, "trainer.logger: espace sets it; metrics always go to metrics.csv and TensorBoard"),
+        ({"callbacks": []}, "trainer.callbacks: espace sets it; write them under the key callbacks"),
+        (
+            {"logger": False},
+            "trainer.logger: espace sets it; metrics always go to metrics.csv, and the key loggers says where else",
+        ),
         (
             {"num_sanity_val_steps": 2},
             "trainer.num_sanity_val_steps: espace sets it; the audit looks at the validation",

@@ -19,6 +19,7 @@ from espace.runs.opening import Prepared, prepare
 from espace.runs.report import Report
 from espace.training.callbacks import Checkpoints
 from espace.training.checkpoint import read_checkpoint
+from tests import guests
 from tests.shop import Shop, rows
 
 QUIET = Report(quiet=True)
@@ -58,9 +59,29 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "a limit to the epoch": {"trainer": {"val_check_interval": 2, "limit_train_batches": 5, "max_epochs": 2}},
     "one batch an epoch": {"trainer": {"limit_train_batches": 1}},
     "a share of the epoch": {"trainer": {"val_check_interval": 0.5, "limit_train_batches": 0.5}},
+    "a callback of a plugin": {
+        "plugins": ["./guests.py"],
+        "callbacks": {"a": "shrink", "b": {"type": "again", "by": 0.01}},
+        "trainer": {"val_check_interval": 3, "max_epochs": 1},
+    },
+    **{
+        f"{optimizer['type']}, {optimizer['schedule']['type']}": {
+            "optimizer": {"lr": 0.02, **optimizer},
+            "trainer": {"val_check_interval": 2, "max_epochs": 1},
+        }
+        for optimizer in (
+            {"type": "adam", "tables_lr": 0.05, "schedule": {"type": "cosine", "warmup_steps": 2}},
+            {"type": "adamw", "tables_lr": 0.05, "schedule": {"type": "linear", "final": 0.1}},
+            {"type": "adagrad", "schedule": {"type": "plateau", "patience": 0, "threshold": 0.9}},
+            {"type": "rmsprop", "momentum": 0.5, "schedule": {"type": "one_cycle"}},
+            {"type": "sgd", "momentum": 0.9, "nesterov": True, "schedule": {"type": "constant", "warmup_steps": 3}},
+        )
+    },
     "patience": {"patience": 2, "trainer": {"val_check_interval": 2}, "optimizer": {"lr": 0.3}},
 }
-COUNTS = dict(zip(SCHEDULES, [14, 14, 21, 14, 21, 14, 9, 6, 12, 10, 3, 9], strict=False))  # patience ends when it ends
+COUNTS = dict(
+    zip(SCHEDULES, [14, 14, 21, 14, 21, 14, 9, 6, 12, 10, 3, 9, *[7] * 6], strict=False)
+)  # patience ends when it ends
 
 
 class Killed(BaseException):
@@ -145,6 +166,7 @@ def data(tmp_path_factory):
         patch.chdir(folder)
         shop = Shop(folder).fill(440)
         shop.write(rows(440), group=100)
+        guests.written(folder)
         experiment = Experiment.from_yaml(shop.yaml(**SECTIONS))
         yield shop, prepare(experiment.config, experiment.registry, QUIET)
 

@@ -1,0 +1,1 @@
+"""Where the values of `metrics.csv` go besides."""
