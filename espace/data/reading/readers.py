@@ -69,7 +69,7 @@ class Files:
         layout = _layout(split, delimiter, column_names, column_types, text, null_values)
         places = files.find(source, split, _is_data(format))
         found = [formats.recognise(place, format or formats.by_ending(place.name), layout) for place in places]
-        found = hive.with_folders(found)
+        found = hive.with_folders(found, text)
         self._files = {file.place.name: file for file in found}
         (self.schema, self.apart), self.pieces = _survey(found, split, text)
         self.fingerprint = cache.digest(*(file.fingerprint for file in found))
