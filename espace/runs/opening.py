@@ -149,8 +149,7 @@ def judge_scans(
         order = audit.in_order(scan, data.shuffle) if name == "train" else []
         report.warn_all([*audit.warnings(parts[name], scan, chain), *order])
     spans = {name: scan.span for name, scan in scans.items() if scan.span}
-    for line in overlaps(config.data.split.by or "", spans) if config.data.split else ():
-        report.warn(line)
+    report.warn_all(overlaps(config.data.split.by or "", spans) if config.data.split else ())
     if problems:
         raise DataError("\n".join(problems))
     _tell_rest(config, parts, scans, report)

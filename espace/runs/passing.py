@@ -72,12 +72,15 @@ def predict_to(run: Run, source: Reader, out: Path, keep: list[str] | None, repo
     """Predict all rows into a Parquet file, and show how far it is. Returns how many, and in words what they have
     now."""
     total, done = sum(p.rows for p in source.pieces), 0
-    run.strays.tell = report.warn
-    for done in run.predict_file(source, out, keep):
-        report.progress("rows", done, total)
-    report.done_reading()
-    for note in passed_on(source, keep)[1]:
-        report.warn(note)
+    notes: list[str] = []
+    run.strays.tell = notes.append
+    try:
+        for done in run.predict_file(source, out, keep):
+            report.progress("rows", done, total)
+        notes += passed_on(source, keep)[1]
+    finally:
+        report.done_reading()
+        report.warn_all(notes)
     chain = run.model.chain
     kinds = {"probabilities": chain.addresses, "expectations": chain.expectations, "scores": run.scores}
     return done, ", ".join(f"{len(found)} {kind}" for kind, found in kinds.items() if found)

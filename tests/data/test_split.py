@@ -125,4 +125,6 @@ def test_a_split_is_the_same_where_its_column_is_an_id_too_which_keeps_its_text(
     alone, both = ({n: (s.tally.rows, s.span and s.span.low) for n, s in f.scans.items()} for f in found)
     assert both == alone
     vocabulary = found[1].encoder.tables["by"]
-    assert set(map(str, vocabulary.values.to_pylist())) == set(canonical(pa.array(values[: both["train"][0]])).to_pylist())
+    assert set(map(str, vocabulary.values.to_pylist())) == set(
+        canonical(pa.array(values[: both["train"][0]])).to_pylist()
+    )
