@@ -74,6 +74,7 @@ class _OpenInFolders:
     def __init__(self, inner: Opened, values: dict[str, pa.Scalar]) -> None:
         self._inner, self._values = inner, values
         self.schema = pa.schema([*inner.schema, *((name, value.type) for name, value in values.items())])
+        self.schema = self.schema.with_metadata(inner.schema.metadata)
 
     def rows(self) -> list[int]:
         return self._inner.rows()
