@@ -41,7 +41,10 @@ def passed_on(reader: Reader, keep: Sequence[str] | None) -> tuple[list[str], li
     """
     unheld = {field.name: f"Parquet cannot hold its type, {field.type}" for field in reader.schema if not held(field)}
     if keep is None:
-        left_out = {**unheld, **dict.fromkeys(apart(reader), "not all files have it, or not in one type that can be kept")}
+        left_out = {
+            **unheld,
+            **dict.fromkeys(apart(reader), "not all files have it, or not in one type that can be kept"),
+        }
         notes = [f"the column '{name}' is not passed on: {why}." for name, why in left_out.items()]
         return [name for name in reader.schema.names if name not in unheld], notes
     where, wanted = reader.pieces[0].source, list(dict.fromkeys(keep))

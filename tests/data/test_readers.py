@@ -293,7 +293,9 @@ ODD = {
     "interval": pa.array([pa.MonthDayNano([1, 2, 3]), None, None], pa.month_day_nano_interval()),
     "duration": pa.array([5, None, 7], pa.duration("ns")),
     "struct of intervals": pa.array([None] * 3, pa.struct({"x": pa.month_day_nano_interval()})),
-    "union": pa.UnionArray.from_dense(pa.array([0] * 3, pa.int8()), pa.array(range(3), pa.int32()), [pa.array(range(3))]),
+    "union": pa.UnionArray.from_dense(
+        pa.array([0] * 3, pa.int8()), pa.array(range(3), pa.int32()), [pa.array(range(3))]
+    ),
     "half": pa.array([1.0, None, 2.0], pa.float16()),
 }
 
@@ -312,7 +314,9 @@ def test_only_a_column_that_is_read_can_be_refused_for_its_type(kind, write, fol
     assert read_all(reader, ["y"]).to_pydict() == {"y": [1, 0, 1]}
     if "odd" not in reader.schema.names:
         assert "x.arrow: column 'odd' is of type" in reader.apart["odd"]
-        with pytest.raises(DataError, match=r"x.arrow: column 'odd' is of type .*, which cannot be kept. Write a plainer"):
+        with pytest.raises(
+            DataError, match=r"x.arrow: column 'odd' is of type .*, which cannot be kept. Write a plainer"
+        ):
             reader.read(reader.pieces[0], ["y", "odd"])
 
 

@@ -230,7 +230,10 @@ class TestFiles:
         shop.write(ROWS.slice(0, 300), "days/a.parquet")
         shop.write(ROWS.slice(300).append_column("late", pa.array([1] * 300)), "days/b.parquet")
         said = shop.espace("predict", trained.run, "--data", "days", "--out", "p.parquet")
-        assert "the column 'late' is not passed on: not all files have it, or not in one type that can be kept." in said.out
+        assert (
+            "the column 'late' is not passed on: not all files have it, or not in one type that can be kept."
+            in said.out
+        )
         assert pq.read_table("p.parquet").column_names == [*ROWS.column_names, *NAMES]
         said = shop.espace("predict", trained.run, "--data", "days", "--out", "p.parquet", "--keep", "late")
         assert "no column 'late', which --keep names. days/a.parquet: has no column 'late' (int64)" in said.error

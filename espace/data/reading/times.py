@@ -13,6 +13,7 @@ from typing import TypeAlias, TypedDict
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from espace.data.reading.lists import null_hint
 from espace.errors import DataError
 
 Moment: TypeAlias = str | int | float
@@ -191,7 +192,7 @@ class Clock:
         if self.format is not None:
             mend = "Mend the column, or data.split.format."
         what = f"'{self.by}' is text and has {text!r}, which is no time {self._written()}"
-        return DataError(f"{where}, row {row}: {what}. {mend}")
+        return DataError(f"{where}, row {row}: {what}. {mend}{null_hint(text)}")
 
     def _written(self) -> str:
         return "in ISO 8601, such as 2024-01-31" if self.format is None else f"of the form {self.format!r}"
