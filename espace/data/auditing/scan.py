@@ -28,7 +28,7 @@ from espace.errors import DataError
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
 
-_VERSION = 12
+_VERSION = 13
 
 
 @dataclass
