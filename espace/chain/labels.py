@@ -79,8 +79,8 @@ class Labels:
         return known * self.happened(transition.parent)
 
     def added(self, stage: str, given: str | None = None) -> Tensor:
-        """For how many rows each row stands that a sampler made a negative of the stage given its parent, `given`, which
-        did not happen: (rows,) float32, 0 elsewhere.
+        """For how many rows each row stands that a sampler made a negative of the stage given its parent, `given`,
+        which did not happen: (rows,) float32, 0 elsewhere.
 
         1, or more where such rows stand for those of which it is not known whether the parent happened.
         """
