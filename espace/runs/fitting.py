@@ -29,7 +29,7 @@ from espace.runs.build import (
 )
 from espace.runs.diverging import base_terms, may_have_diverged, refuse_diverged
 from espace.runs.evaluating import build_judge, evaluate
-from espace.runs.failing import explained
+from espace.runs.failing import deaths_told, explained
 from espace.runs.opening import Prepared
 from espace.runs.report import Report
 from espace.runs.run import (
@@ -100,7 +100,7 @@ class Fitting:
         self.report.start(config, self.model, self.folder, trainer.precision)
         start = folder / "last.ckpt" if resume else None
         told = explained(self.folder, start, lambda: checkpoints.began, trainer.world_size)
-        with told, lightning_quiet(), _alone_again(), interrupts:
+        with told, lightning_quiet(), deaths_told(self.folder), _alone_again(), interrupts:
             self._fit(trainer, monitored, start)
         return bool(trainer.is_global_zero)
 

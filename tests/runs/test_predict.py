@@ -26,7 +26,6 @@ ROWS = rows(600, 7)
 UNHELD = {
     "interval": pa.month_day_nano_interval(),
     "list of intervals": pa.list_(pa.month_day_nano_interval()),
-    "run ends": pa.run_end_encoded(pa.int32(), pa.int64()),
     "empty struct": pa.struct([]),
 }
 

@@ -121,6 +121,18 @@ def test_when_a_rank_is_killed_the_other_ends_with_one_message_and_the_run_can_g
     assert close(weights(shop.folder / f"{run}_straight"), weights(shop.folder / run))
 
 
+def test_a_rank_that_dies_before_the_ranks_have_met_ends_the_run_with_one_message(shop):
+    kill = "if os.environ.get('LOCAL_RANK') == '1': os.kill(os.getpid(), 9)"
+    plugin = shop.tower("deadly", top="import os", build=kill)
+    (shop.folder / "meet.yaml").write_text((shop.folder / "shop.yaml").read_text())
+    command = [sys.executable, "-m", "espace", "fit", "meet.yaml", f"plugins=[{plugin}]", "towers={conversion: deadly}"]
+    command += ["--quiet", "--run-dir", "never_met", "trainer.devices=2"]
+    said = subprocess.run(command, cwd=shop.folder, capture_output=True, text=True, timeout=PATIENCE)
+    assert said.returncode not in (0, 1), said
+    assert said.stderr.count("espace: never_met: another of the processes was killed by signal 9, so that") == 1
+    assert "Traceback" not in said.stderr
+
+
 def test_a_loss_that_is_not_finite_stops_all_ranks_with_one_message(shop):
     said = shop.folder / "nan.txt"
     ranks = start_ranks(shop.folder, said, "fit", "shop.yaml", "--quiet", "--run-dir", "nan", "optimizer.lr=1e30")

@@ -88,7 +88,8 @@ class Known:
             for counts, mask in ((self.reached, reached), (self.known, told), (self.happened, one)):
                 counts[share] = _sum(np.bincount(at[mask & stay], minlength=len(self.strata)), counts.get(share))
             for sums, mask in ((self.reached_weight, reached), (self.known_weight, told)):
-                sums[share] = _sum(np.bincount(at[mask], weights[mask], len(self.strata)), sums.get(share))
+                weighed = np.bincount(at[mask], weights[mask], len(self.strata)).astype(np.float64)  # int of no rows
+                sums[share] = _sum(weighed, sums.get(share))
         for stage in chain.stages[1:]:
             parents = chain.parents(stage)
             told = np.logical_and.reduce([rows.told(p) for p in parents])
