@@ -16,7 +16,7 @@ Agreed = tuple[pa.Schema, dict[str, str]]
 
 
 def plain(schema: pa.Schema) -> pa.Schema:
-    """The schema with dictionaries and runs decoded, large and view types made ordinary, no metadata, everything nullable."""
+    """The schema with dictionaries and runs decoded, large and view types ordinary, no metadata, all nullable."""
     return pa.schema([(field.name, _plain(field.type)) for field in schema])
 
 
