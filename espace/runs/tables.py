@@ -214,8 +214,8 @@ def suspicious(config: Config, metrics: Mapping[str, float]) -> list[str]:
         if (log_loss := metrics.get(f"{space}/log_loss", math.nan)) > _DIVERGED:
             found.append(
                 f"the log-loss of '{space}', {log_loss:.4g}, is far above 0.6931, which a guess of 1/2 has: training"
-                " has diverged, and these predictions are of no use. Lower optimizer.lr, or look for huge numbers among the"
-                " features."
+                " has diverged, and these predictions are of no use. Lower optimizer.lr, or look for huge numbers among"
+                " the features."
             )
         if ratio > 2 or ratio < 0.5:
             found.append(
