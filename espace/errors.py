@@ -43,6 +43,12 @@ class NonFiniteError(EspaceError):
     exit_code = 3
 
 
+class DivergedError(EspaceError):
+    """A run has been trained, and is far worse than base rates alone. Its folder is complete."""
+
+    exit_code = 3
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` when something close is known, else the list of what is known (or nothing)."""
     names = [str(k) for k in known]

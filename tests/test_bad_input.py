@@ -105,9 +105,17 @@ class TestFiles:
                 "1,3,i1,maybe,0",
                 ["label column 'click'", "a label is 1, 0 or null; row 149 has 'maybe'", "under labels"],
             ),
+            ("1,3,i1,N/A,0", ["label column 'click'", "row 149 has 'N/A'", "list it in data.null_values."]),
             ('1,3,"i1,0,0', ["line 151", "Mend the line"]),
         ],
-        ids=["short", "text in a number", "a mark of null in a number", "text in a label", "open quote"],
+        ids=[
+            "short",
+            "text in a number",
+            "a mark of null in a number",
+            "text in a label",
+            "a mark of null in a label",
+            "open quote",
+        ],
     )
     def test_a_csv_with_a_bad_line_says_which(self, shop, line, says):
         lines = csv_lines()
@@ -118,7 +126,7 @@ class TestFiles:
 
     def test_a_csv_with_other_marks_of_null_is_read_when_they_are_named(self, shop):
         lines = csv_lines()
-        lines[150] = "N/A,N/A,N/A,0,0"
+        lines[150] = "N/A,N/A,N/A,N/A,0"
         (shop.folder / "good.csv").write_text("\n".join(lines))
         yaml = shop.yaml(data={"train": "good.csv", "null_values": ["N/A"]}, features=CSV, metrics=None)
         assert shop.espace("check", yaml).code == 0

@@ -20,7 +20,11 @@ FREE = {"default", "description", "title"}
 
 
 def lacking(kept: object, now: object, where: str = "") -> list[str]:
-    """The places at which `now` lacks what `kept` has. Lists are sets of choices, to which some may be added."""
+    """The places at which `now` lacks what `kept` has. Lists are sets of choices, to which some may be added, and what
+    was the only choice may have become one of several."""
+    if isinstance(kept, dict) and isinstance(now, dict) and "anyOf" in now and not {"anyOf", *now} & {*kept} - FREE:
+        plain = {key: value for key, value in kept.items() if key not in FREE}
+        return min((lacking(plain, choice, where) for choice in now["anyOf"]), key=len)
     if isinstance(kept, dict) and isinstance(now, dict):
         found = [f"{where}/{key}" for key in kept if key not in now]
         both = [key for key in kept if key in now and key not in FREE]
@@ -38,6 +42,9 @@ def test_what_version_1_had_is_there(what: str) -> None:
 def test_a_name_a_key_and_a_choice_that_are_gone_are_found() -> None:
     kept = {"a": {"x": 1, "default": 2}, "b": ["one", {"y": [1]}]}
     assert lacking(kept, {"a": {"x": 1, "default": 3}, "b": [{"y": [1, 2]}, "two", "one"]}) == []
+    now = {"a": {"anyOf": [{"x": 1}, {"x": 3}]}, "b": ["one", {"y": [1]}]}
+    assert lacking(kept, now) == []
+    assert lacking(kept, {**now, "a": {"anyOf": [{"x": 3}]}}) == ["/a/x: 1 became 3"]
     assert lacking(kept, {"b": ["one", {"y": []}]}) == ["/a", "/b: {'y': [1]}"]
     assert lacking(kept, {"a": {"x": 2}, "b": ["one", {"y": [1]}]}) == ["/a/default", "/a/x: 1 became 2"]
 

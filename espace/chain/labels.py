@@ -78,9 +78,17 @@ class Labels:
             return self.counts[:, counted(self.chain).index(transition.name)] * known
         return known * self.happened(transition.parent)
 
-    def added(self, stage: str) -> Tensor:
-        """1.0 where a sampler made the row a negative of the stage given its parent, else 0.0: (rows,) float32."""
-        return (self.of(stage) == -2).float()
+    def added(self, stage: str, given: str | None = None) -> Tensor:
+        """For how many rows each row stands that a sampler made a negative of the stage given its parent, `given`,
+        which did not happen: (rows,) float32, 0 elsewhere.
+
+        1, or more where such rows stand for those of which it is not known whether the parent happened.
+        """
+        made, parents = (self.of(stage) == -2).float(), self.chain.parents(stage)
+        given = given or parents[0]
+        if self.counts is None or given == self.chain.root:
+            return made
+        return self.counts[:, counted(self.chain).index(f"{stage}_given_{given}")] * made
 
     def amount(self, name: str, given: str | None = None) -> Tensor:
         """The observed amount of a value, (rows,) float32: NaN where it is not known or, given its parent, that did not

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from espace.config.parts import entries_of
-from espace.config.schema import DATA_KEYS, DEFAULTS, NAMED_PARTS, OPTIMIZER_KEYS, PARTS, Fields
+from espace.config.schema import DATA_KEYS, DEFAULTS, EMPTY, NAMED_PARTS, OPTIMIZER_KEYS, PARTS, Fields
 from espace.config.validate import options_model
 from espace.registry.registry import Entry, Registry
 
 Json = dict[str, Any]
+_SAID = ("title", "default", "description")  # beside a type
 
 
 def json_schema(registry: Registry) -> Json:
@@ -26,13 +27,24 @@ def json_schema(registry: Registry) -> Json:
     shared["Data"] = {"oneOf": [_data(shared["Data"], e, shared) for e in entries_of("readers", registry).values()]}
     shared["Optimizer"] = _optimizer(shared["Optimizer"], registry, shared)
     shared["Stage"]["properties"]["kind"] = _of("stages")
+    properties["stages"] = {"type": "object", "additionalProperties": _or_null(_of("Stage"))}
+    required = ["chain", "data", "features"]
+    properties |= {key: _or_null(found) for key, found in properties.items() if key not in required}
     del shared["Component"], shared["Sharing"], shared["Metric"]
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "An experiment of espace"}
-    return {**schema, **head, "required": ["chain", "data", "features"]}
+    return {**schema, **head, "required": required}
 
 
 def _of(kind: str) -> Json:
     return {"$ref": f"#/$defs/{kind}"}
+
+
+def _or_null(schema: Json) -> Json:
+    """The same, or null, which is as if nothing were written."""
+    null = {"type": "null"}
+    found = schema.get("anyOf", [{key: value for key, value in schema.items() if key not in _SAID}])
+    said = {key: value for key, value in schema.items() if key in _SAID}
+    return {"anyOf": found if null in found else [*found, null], **said}
 
 
 def _by_name(kind: str, removable: bool) -> Json:
@@ -82,5 +94,6 @@ def _data(closed: Json, entry: Entry, shared: Json) -> Json:
     own = {key: closed["properties"][key] for key in DATA_KEYS}
     default = own["type"]["default"]
     required = ["train", *options.get("required", []), *([] if entry.name == default else ["type"])]
+    own |= {key: _or_null(own[key]) for key in EMPTY}
     properties = {**own, **options.get("properties", {}), "type": {"const": entry.name}}
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

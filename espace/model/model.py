@@ -105,6 +105,15 @@ class Model(nn.Module):
             logits = {name: _widened(self._head(name), linked[name]) for name in self.heads}
         return Probabilities(self.chain, logits, self._kinds, self.joint)
 
+    def starts(self) -> dict[str, Tensor]:
+        """A copy of the biases of all heads, `{transition: (logits,)}`; what they say of a row unknown."""
+        return {name: self._head(name).bias.detach().clone() for name in self.heads}
+
+    def constant(self, logits: Mapping[str, Tensor], rows: int) -> Probabilities:
+        """Every probability of so many rows where heads give the same `{transition: (logits,)}` for all."""
+        same = {name: found.expand(rows, -1) for name, found in logits.items()}
+        return Probabilities(self.chain, same, self._kinds, self.joint)
+
     def auxiliary_loss(self) -> Tensor | None:
         """What towers ask to be added to the loss of the batch just seen, (); None where none of them does."""
         if not self._auxiliary:

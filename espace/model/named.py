@@ -11,7 +11,7 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import ItemsView, KeysView
 
-_MARK = ":"  # no attribute of any class begins with it
+MARK = ":"  # no attribute of any class begins with it
 
 
 class NamedModules(nn.ModuleDict):
@@ -55,9 +55,9 @@ class NamedModules(nn.ModuleDict):
         return module
 
     def _named(self) -> dict[str, nn.Module]:
-        return {unquote(key[len(_MARK) :]): m for key, m in self._modules.items() if m is not None}
+        return {unquote(key[len(MARK) :]): m for key, m in self._modules.items() if m is not None}
 
 
 def _encoded(name: str) -> str:
     """A key that torch takes: no attribute's name, and without a dot, which parts the names of a state dict."""
-    return _MARK + quote(name, safe=" ").replace(".", "%2E")
+    return MARK + quote(name, safe=" ").replace(".", "%2E")

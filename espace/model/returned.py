@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +56,29 @@ def check_loss(loss: object) -> None:
             "weighting: the loss has no gradient, so nothing would learn. Make it of the terms that it gets, and those"
             " of the probabilities that the objective gets, without detach() and without .item()."
         )
+
+
+def check_numbers(name: str, metric: object, found: object) -> dict[str, float]:
+    """What the metric `name` computed, as plain numbers by name. Raises PluginError unless it is `{name: number}`."""
+    where = f"metric '{name}': {place_of(type(metric).__dict__.get('compute', type(metric)))}: it"
+    what = "but {name: number} is expected: for each name, which is text, a number or a tensor of shape (). Mend it."
+    if not isinstance(found, Mapping):
+        raise PluginError(f"{where} gave {_described(found)}, {what}")
+    for key, value in found.items():
+        number = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+        if not isinstance(key, str) or not (number or isinstance(value, int | float | np.number)):
+            raise PluginError(f"{where} gave {_described(value)} for {key!r}, {what}")
+    return {name: float(value) for name, value in found.items()}
+
+
+def place_of(part: object) -> str:
+    """Where a class or a method stands: `file.py:12, in compute`."""
+    try:
+        plain = inspect.unwrap(cast(Callable[..., object], part))
+        file, line = inspect.getsourcefile(plain), inspect.getsourcelines(plain)[1]
+    except (OSError, TypeError):
+        return str(part)
+    return f"{file}:{line}, in {plain.__name__}"
 
 
 def _described(value: object) -> str:

@@ -18,6 +18,7 @@ from espace.data.encoding.encode import Encoder, NumberStats, kinds_from_state, 
 from espace.data.encoding.kinds import Kind
 from espace.data.encoding.vocabulary import Vocabulary
 from espace.errors import EspaceError, RunError
+from espace.model.named import MARK
 
 FORMAT = 1
 _PLACE = {
@@ -64,7 +65,7 @@ def opened(content: Mapping[str, Any], file: Path) -> Artefact:
         weights = dict(content["state_dict"])
         _check_weights(weights)
         states: list[dict[str, Any]] = content.get("optimizer_states", [])
-        kinds = kinds_from_state({"kinds": state.get("kinds", {})})
+        kinds = kinds_from_state(state)
         return Artefact(told["config"], tables, numbers, kinds, weights, states[0] if states else {})
 
 
@@ -81,7 +82,8 @@ def check_complete(encoder: Encoder) -> None:
 
 
 def told_in(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """What espace has put into a checkpoint. Raises RunError when it did not, or in a format that is not known here."""
+    """What espace has put into a checkpoint. Raises RunError when it did not, or in a format that is not
+    known here."""
     version = importlib.metadata.version("espace")
     if "espace" not in content:
         raise RunError(f"{file}: it was not written by espace {version} or later. Use another checkpoint.")
@@ -98,7 +100,22 @@ def told_in(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
             f"{file}: its format is {found}, and espace {version} knows format {FORMAT} only. Use the espace that wrote"
             " it, or train again."
         )
+    with understood(file):
+        lacking = _lacking(told["encoder"], content["state_dict"])
+    if lacking:
+        raise RunError(
+            f"{file}: it was written by an espace of before {version}, {lacking}. Use the espace that wrote it, or"
+            " train again."
+        )
     return dict(told)
+
+
+def _lacking(encoder: Mapping[str, object], weights: Mapping[str, object]) -> str:
+    """What a checkpoint of a development version lacks; nothing of one that is as they are now."""
+    heads = [name.removeprefix("model.heads.") for name in weights if name.startswith("model.heads.")]
+    if any(not name.startswith(MARK) for name in heads):
+        return "which named weights otherwise"
+    return "" if "kinds" in encoder else "which did not keep what kind of values each feature has"
 
 
 def place_in(content: Mapping[str, Any], file: Path) -> int:

@@ -308,10 +308,9 @@ def extras_of(config: Config) -> dict[str, Extra]:
 
 
 def text_of(config: Config) -> list[str]:
-    """The columns of categories and lists, in which text is to stay text: all but that by which rows are split."""
+    """The columns of categories and lists, in which text is to stay text, whatever else reads them."""
     keys = [column for column, kind in extras_of(config).items() if kind == "key"]
-    by = None if config.data.split is None else config.data.split.by
-    return [column for column in dict.fromkeys([*columns_as_text(features_of(config)), *keys]) if column != by]
+    return [*dict.fromkeys([*columns_as_text(features_of(config)), *keys])]
 
 
 def layout_without_data(config: Config) -> Layout:

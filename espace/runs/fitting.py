@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +28,9 @@ from espace.runs.build import (
     build_sampler,
     build_weighting,
 )
+from espace.runs.diverging import base_terms, may_have_diverged, refuse_diverged
 from espace.runs.evaluating import build_judge, evaluate
-from espace.runs.failing import explained
+from espace.runs.failing import deaths_told, explained
 from espace.runs.opening import Prepared
 from espace.runs.optimising import build_rates
 from espace.runs.report import Report
@@ -75,6 +76,7 @@ class Fitting:
         tally = prepared.scans["train"].tally
         amounts = {name: found.moments for name, found in tally.amounts.items()}
         self.model.start_at(tally.starts(self.model.chain, self.model.joint), amounts)
+        self.starts = self.model.starts()
 
     def run(self, resume: bool) -> bool:
         """Train. True on the rank that has to finish the run."""
@@ -104,7 +106,7 @@ class Fitting:
         self.report.start(config, self.model, self.folder, trainer.precision)
         start = folder / "last.ckpt" if resume else None
         told = explained(self.folder, start, lambda: checkpoints.began, trainer.world_size)
-        with told, lightning_quiet(), _alone_again(), interrupts:
+        with told, lightning_quiet(), deaths_told(self.folder), _alone_again(), interrupts:
             self._fit(trainer, monitored, start)
         return bool(trainer.is_global_zero)
 
@@ -162,7 +164,10 @@ class Fitting:
         return place_in(content, file)
 
     def finish(self) -> Run:
-        """Evaluate the best weights where the run trained, write results and pictures, print the tables."""
+        """Evaluate the best weights where the run trained, write results and pictures, print the tables.
+
+        Raises DivergedError when all that is done and they are far worse than base rates.
+        """
         del self.model  # and, with the trainer, the state of the optimiser: it is large
         gc.collect()
         run = load(self.folder, plugins=self.config.plugins)
@@ -180,8 +185,20 @@ class Fitting:
         with writing(self.folder, "--run-dir"):
             write_results(self.folder, results)
             self.report.figures(self.folder, curves)
+        self._refuse_diverged(run, results)
         self.report.finished(self.folder)
         return run
+
+    def _refuse_diverged(self, run: Run, results: Mapping[str, float]) -> None:
+        """Judge the best weights by the rows that chose them, else by the test rows, against what training began at."""
+        for name, prefix in (("validation", "val/"), ("test", "test/")):
+            found = {n.removeprefix(prefix): v for n, v in results.items() if n.startswith(prefix)}
+            if found and may_have_diverged(found, run.model):
+                objective = build_objective(self.config, self.registry)
+                base = base_terms(run.model, self.starts, objective, self.prepared.stream(self.config, name))
+                refuse_diverged(found, base, name, self.folder)
+            if found:
+                return
 
 
 def _trainer_options(config: Config, monitored: bool) -> dict[str, object]:

@@ -9,10 +9,10 @@ from html import escape
 from io import StringIO
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from espace.config import Config
+from espace.data.console import SafeConsole
 from espace.errors import RunError
 from espace.runs.tables import results_table
 
@@ -22,12 +22,12 @@ _FORMAT = '<pre style="line-height:normal;white-space:pre;overflow-x:auto">{code
 
 def in_notebook() -> bool:
     """Whether what is printed goes to a notebook."""
-    return Console().is_jupyter
+    return SafeConsole().is_jupyter
 
 
 def html_of(heading: str, tables: Sequence[Table]) -> str:
     """A line of text and the tables below it."""
-    console = Console(  # not that of the notebook, which would show the tables at once
+    console = SafeConsole(  # not that of the notebook, which would show the tables at once
         record=True, file=StringIO(), width=_WIDE, markup=False, highlight=False, force_jupyter=False
     )
     for table in tables:

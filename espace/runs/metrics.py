@@ -11,6 +11,7 @@ from espace.chain.scored import Scored, ScoredValue
 from espace.config import Component, Config
 from espace.data.encoding.table import Extra
 from espace.errors import ConfigError
+from espace.model.returned import check_numbers
 from espace.registry.registry import Registry
 from espace.runs.build import build_objective, chain_of, extras_of, make, spaces_of
 
@@ -43,7 +44,7 @@ def _judging(config: Config, registry: Registry) -> dict[str, dict[str, tuple[Me
     for name, part in config.metrics.items():
         metric = make(registry, "metrics", part, where=f"metrics.{name}")
         of_values = getattr(metric, "of_values", False)
-        values = _values_of(metric, nothing[of_values])
+        values = _values_of(name, metric, nothing[of_values])
         own = [space for space in found if (space in expectations) == of_values]
         problems += [_not_judged(name, part.type, space, of_values) for space in part.of or () if space not in own]
         judged = own if part.of is None else [space for space in own if space in part.of]
@@ -84,11 +85,11 @@ def _computed_twice(
     return None
 
 
-def _values_of(metric: Metric, nothing: Scored | ScoredValue) -> list[str]:
+def _values_of(name: str, metric: Metric, nothing: Scored | ScoredValue) -> list[str]:
     """The names that a metric computes, asked of a copy that saw no row."""
     copy = metric.clone()
     copy.update(nothing)
-    return list(copy.compute())
+    return list(check_numbers(name, metric, copy.compute()))
 
 
 def _nothing_scored(extras: Mapping[str, Extra]) -> dict[bool, Scored | ScoredValue]:

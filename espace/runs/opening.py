@@ -149,8 +149,7 @@ def judge_scans(
         order = audit.in_order(scan, data.shuffle) if name == "train" else []
         report.warn_all([*audit.warnings(parts[name], scan, chain), *order])
     spans = {name: scan.span for name, scan in scans.items() if scan.span}
-    for line in overlaps(config.data.split.by or "", spans) if config.data.split else ():
-        report.warn(line)
+    report.warn_all(overlaps(config.data.split.by or "", spans) if config.data.split else ())
     if problems:
         raise DataError("\n".join(problems))
     _tell_rest(config, parts, scans, report)
@@ -167,7 +166,16 @@ def task_of(config: Config, registry: Registry) -> Task:
 def clock_of(config: Config) -> Clock | None:
     """What reads the times of the rows, where the YAML names their column."""
     split = config.data.split
-    return None if split is None or split.by is None else Clock(split.by, split.format)
+    return None if split is None or split.by is None else Clock(split.by, split.format, _by_numbers(config))
+
+
+def _by_numbers(config: Config) -> bool:
+    """Whether rows are split at numbers, by a column that is kept as text since it is a category too."""
+    split = config.data.split
+    if split is None or split.format is not None or split.by not in text_of(config):
+        return False
+    bounds = (split.train_until, split.validation_until, split.test_until)
+    return all(isinstance(bound, int | float) for bound in bounds if bound is not None)
 
 
 def open_parts(
@@ -228,7 +236,7 @@ def _split(config: Config, train: Part) -> dict[str, Part]:
     bounds = [None, split.train_until, split.validation_until]
     bounds += [] if split.test_until is None else [split.test_until]
     spans = zip(PARTS, itertools.pairwise(bounds), strict=False)
-    return {n: Part(n, train.reader, Between(split.by, *span, split.format)) for n, span in spans}
+    return {n: Part(n, train.reader, Between(split.by, *span, split.format, _by_numbers(config))) for n, span in spans}
 
 
 def _check_columns(config: Config, parts: Mapping[str, Part], judged: Sequence[str]) -> None:

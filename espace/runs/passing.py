@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from espace.contracts import Reader
+from espace.data.reading.convert import held
 from espace.data.reading.readers import apart
 from espace.errors import DataError, did_you_mean
 
@@ -41,9 +39,12 @@ def passed_on(reader: Reader, keep: Sequence[str] | None) -> tuple[list[str], li
     keep: their names; None for all that all files have and Parquet can hold. Raises DataError for a name in `keep` that
     is not among these.
     """
-    unheld = {field.name: f"Parquet cannot hold its type, {field.type}" for field in reader.schema if not _held(field)}
+    unheld = {field.name: f"Parquet cannot hold its type, {field.type}" for field in reader.schema if not held(field)}
     if keep is None:
-        left_out = {**unheld, **dict.fromkeys(apart(reader), "not all files have it, or not in one type")}
+        left_out = {
+            **unheld,
+            **dict.fromkeys(apart(reader), "not all files have it, or not in one type that can be kept"),
+        }
         notes = [f"the column '{name}' is not passed on: {why}." for name, why in left_out.items()]
         return [name for name in reader.schema.names if name not in unheld], notes
     where, wanted = reader.pieces[0].source, list(dict.fromkeys(keep))
@@ -58,26 +59,19 @@ def passed_on(reader: Reader, keep: Sequence[str] | None) -> tuple[list[str], li
     return wanted, []
 
 
-def _held(field: pa.Field) -> bool:
-    """Whether Parquet can hold the column; pyarrow tells when it is asked to."""
-    schema = pa.schema([field])
-    try:
-        pq.write_table(schema.empty_table(), pa.BufferOutputStream())
-    except pa.ArrowException:
-        return False
-    return True
-
-
 def predict_to(run: Run, source: Reader, out: Path, keep: list[str] | None, report: Report) -> tuple[int, str]:
     """Predict all rows into a Parquet file, and show how far it is. Returns how many, and in words what they have
     now."""
     total, done = sum(p.rows for p in source.pieces), 0
-    run.strays.tell = report.warn
-    for done in run.predict_file(source, out, keep):
-        report.progress("rows", done, total)
-    report.done_reading()
-    for note in passed_on(source, keep)[1]:
-        report.warn(note)
+    notes: list[str] = []
+    run.strays.tell = notes.append
+    try:
+        for done in run.predict_file(source, out, keep):
+            report.progress("rows", done, total)
+        notes += passed_on(source, keep)[1]
+    finally:
+        report.done_reading()
+        report.warn_all(notes)
     chain = run.model.chain
     kinds = {"probabilities": chain.addresses, "expectations": chain.expectations, "scores": run.scores}
     return done, ", ".join(f"{len(found)} {kind}" for kind, found in kinds.items() if found)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from espace.config import Config
 from espace.contracts import Objective
 from espace.data.auditing.scan import Scan
-from espace.errors import visible
+from espace.data.console import SafeConsole
 from espace.model.model import Model
 from espace.runs import widths
 from espace.runs.figures import (
@@ -46,22 +44,9 @@ from espace.training.bars import shows_bars
 if TYPE_CHECKING:
     from espace.training.narrator import Narrator
 
-_NAMES_AND_NUMBERS = re.compile(r"'[^']*'|\d[\d,.]*")
+_NAMES_AND_NUMBERS = re.compile(r"'[^']*'|-?\d[\d,.]*(e[+-]?\d+)?")
 _SHOWN = 3  # notes of one kind
 _PLAIN_WIDTH = 1_000  # of output that goes to a file or a pipe, where nothing has to go for want of room
-
-
-class SafeConsole(Console):
-    """A console on which text cannot command the terminal: its control characters are written out."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """As rich does, of text that is visible, so that a column is as wide as what stands in it."""
-        return super().render_str(visible(text), **options)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """As rich does, every piece of text made visible."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 class Report:
@@ -162,8 +147,7 @@ class Report:
         self._show(results_table(config, part, metrics, elsewhere), widths.RESULTS)
         if truths:
             self._show(truths_table(config, part, metrics, truths), widths.TRUTHS)
-        for line in suspicious(config, metrics):
-            self.warn(f"{part}: {line}")
+        self.warn_all(f"{part}: {line}" for line in suspicious(config, metrics))
 
     def figures(self, folder: Path, curves: Curves) -> None:
         """Learning curves, what the gates use if there are any, and calibration of every probability."""

@@ -204,21 +204,22 @@ def suspicious(config: Config, metrics: Mapping[str, float]) -> list[str]:
         rows, positives = (metrics.get(f"{space}/{v}", math.nan) for v in ("rows", "positives"))
         noise = math.sqrt((rows + 1) / (12 * positives * (rows - positives))) if 0 < positives < rows else math.nan
         if auc == 0.5:
-            found.append(f"{space} is the same for all rows: its tower has learnt nothing but the base rate.")
+            found.append(f"'{space}' is the same for all rows: its tower has learnt nothing but the base rate.")
         elif abs(auc - 0.5) < 2 * noise:
             found.append(
-                f"the AUC of {space}, {auc:.4f}, is within noise (0.5 +- {2 * noise:.4f}) of chance. Its tower may be"
+                f"the AUC of '{space}', {auc:.4f}, is within noise (0.5 +- {2 * noise:.4f}) of chance. Its tower may be"
                 " dead: train longer, monitor this probability, or give its term more weight. Or there is nothing to be"
                 " learnt: try features that could tell."
             )
         if (log_loss := metrics.get(f"{space}/log_loss", math.nan)) > _DIVERGED:
             found.append(
-                f"the log-loss of {space}, {log_loss:.4g}, is far above 0.6931, which a guess of 1/2 has: training has"
-                " diverged, and these predictions are of no use. Lower optimizer.lr, or look for huge numbers among the"
-                " features."
+                f"the log-loss of '{space}', {log_loss:.4g}, is far above 0.6931, which a guess of 1/2 has: training"
+                " has diverged, and these predictions are of no use. Lower optimizer.lr, or look for huge numbers among"
+                " the features."
             )
         if ratio > 2 or ratio < 0.5:
             found.append(
-                f"{space} predicts {ratio:.2f} times what was observed. Were the rows sampled, or is the time another?"
+                f"'{space}' predicts {ratio:.2f} times what was observed. Were the rows sampled, or is the time"
+                " another?"
             )
     return found

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 
-from rich.console import Console
 from rich.table import Table
+
+from espace.data.console import SafeConsole
 
 # Columns of the tables, the most needed first; one that is not named here is the first to go.
 LABELS = ("stage", "label", "part", "rate", "positives", "given parent", "violations", "unknown", "known rows")
@@ -17,7 +18,7 @@ RESULTS = ("probability", "AUC", "Gini", "pred./obs.", "rows", "positives", "log
 TRUTHS = ("probability", "truth", "pred./true", "rank corr.", "RMSE")
 _ALWAYS = 2  # columns that stay, folded where even they do not fit
 
-_PAPER = Console(width=100_000)  # on which nothing is wrapped
+_PAPER = SafeConsole(width=100_000)  # on which nothing is wrapped
 
 
 def fitted(table: Table, width: int, needed: Sequence[str]) -> Table:

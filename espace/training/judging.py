@@ -21,7 +21,7 @@ from espace.data.batch import Batch
 from espace.errors import NonFiniteError
 from espace.model.blocks import Gate
 from espace.model.named import NamedModules
-from espace.model.returned import check_terms
+from espace.model.returned import check_numbers, check_terms
 
 Objective = Callable[[Probabilities, Labels], Mapping[str, tuple[Tensor, Tensor]]]
 _LEAST_REST = math.log(1e-7)  # what a ratio of two heads leaves of 1 at least, so that one above 1 can be judged
@@ -193,12 +193,16 @@ class Judge(nn.Module):
         self._rows_waiting = 0
 
     def compute(self) -> dict[str, float]:
-        """{"loss": ..., "<space>/<metric>": ...}; NaN where something is undefined. Raises as `update`."""
+        """{"loss": ..., "<space>/<metric>": ...}; NaN where something is undefined.
+
+        Raises as `update`, and PluginError for a metric that computes anything but numbers by name.
+        """
         self._judge_waiting()
         found = {name: float(value) for name, value in self.terms.compute().items()}
         for space in self.spaces:
-            for metric in self._of(space).values():
-                found |= {f"{space}/{name}": float(value) for name, value in metric.compute().items()}
+            for name, metric in self._of(space).items():
+                values = check_numbers(name, metric, metric.compute())
+                found |= {f"{space}/{key}": value for key, value in values.items()}
         return found
 
     def reset(self) -> None:

@@ -797,6 +797,79 @@ def test_the_json_schema_knows_every_key_part_and_option() -> None:
     assert (files["required"], simulator["required"]) == (["train"], ["train", "type"])
 
 
+def allows_null(node: Any, shared: dict[str, Any]) -> bool:
+    """Whether a JSON schema takes null."""
+    if "$ref" in node:
+        return allows_null(shared[node["$ref"].removeprefix("#/$defs/")], shared)
+    if choices := node.get("anyOf") or node.get("oneOf"):
+        return any(allows_null(choice, shared) for choice in choices)
+    return bool(node.get("type", "null") == "null" and "const" not in node and "enum" not in node)
+
+
+def places_of_null() -> list[tuple[str, ...]]:
+    """Every key of the top level, of data, of every section and of every default part."""
+    fields = configuration.schema.Fields.model_fields
+    tree = Config.from_dict(yaml.safe_load(SMALL), REGISTRY).to_dict()
+    sections = {
+        key: value for key, value in tree.items() if key not in ("chain", "trainer", *PARTS) and isinstance(value, dict)
+    }
+    split = configuration.schema.Split.model_fields
+    stage = configuration.schema.Stage.model_fields
+    inner = [(key, name) for key, value in sections.items() for name in value]
+    return (
+        [(key,) for key in fields]
+        + inner
+        + [("data", "split", n) for n in split]
+        + [("stages", "click", n) for n in stage]
+    )
+
+
+@pytest.mark.parametrize("place", places_of_null(), ids=".".join)
+def test_the_json_schema_takes_null_wherever_a_yaml_does(place: tuple[str, ...]) -> None:
+    tree = yaml.safe_load(SMALL)
+    inside = tree
+    for key in place[:-1]:
+        old = inside.get(key)
+        inside[key] = {"type": old} if isinstance(old, str) else dict(old or {})
+        inside = inside[key]
+    inside[place[-1]] = None
+    try:
+        Config.from_dict(tree, REGISTRY)
+        taken = True
+    except ConfigError as error:
+        taken = ".".join(place) not in str(error)
+    schema = configuration.json_schema(REGISTRY)
+    assert node_of(schema, place, tree) == taken
+
+
+def node_of(schema: dict[str, Any], place: tuple[str, ...], tree: Any) -> bool:
+    """Whether the schema takes null at a place of a tree."""
+    shared, nodes = schema["$defs"], [schema]
+    for key in place:
+        found = []
+        for node in nodes:
+            found += [] if (child := child_of(node, key, tree)) is None else [child]
+        nodes = [choice for node in found for choice in choices_of(node, shared)]
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return any(allows_null(node, shared) for node in nodes)
+
+
+def choices_of(node: dict[str, Any], shared: dict[str, Any]) -> list[dict[str, Any]]:
+    if "$ref" in node:
+        return choices_of(shared[node["$ref"].removeprefix("#/$defs/")], shared)
+    choices = node.get("anyOf") or node.get("oneOf")
+    return [node] if not choices else [found for choice in choices for found in choices_of(choice, shared)]
+
+
+def child_of(node: dict[str, Any], key: str, tree: Any) -> Any:
+    """The schema of a key in a choice for mappings that is for this tree."""
+    kind = node.get("properties", {}).get("type", {}).get("const")
+    if kind is not None and isinstance(tree, dict) and tree.get("type", "files") != kind:
+        return None
+    beside = node.get("additionalProperties")
+    return node.get("properties", {}).get(key, beside if isinstance(beside, dict) else None)
+
+
 @pytest.mark.parametrize(
     ("annotation", "words"),
     [

@@ -217,7 +217,10 @@ def test_numbers_far_outside_what_training_saw_are_told_once_per_column_with_the
         (Number("x", log1p=True), [0.0, np.expm1(1.0)], [np.expm1(6.0)], [np.expm1(6.1)]),
         (Number("x"), [0.1, 0.1], [0.1, 0.1 + 1e-9], [0.1001, -0.1]),
         (Number("x"), [None, None], [1e30], []),
-        (Number("x", buckets=2), [0.0, 1.0], [1e30], []),
+        (Number("x", buckets=2), [0.0, 1.0], [-10.0, 11.0], [-10.1, 11.1]),
+        (Number("x", buckets=[5.0]), [0.0, 1.0], [-10.0, 11.0], [-10.1, 11.1]),
+        (Number("x", buckets=2, log1p=True), [0.0, np.expm1(1.0)], [np.expm1(11.0)], [np.expm1(11.1)]),
+        (Number("x", buckets=2), [None, None], [1e30], []),
     ],
 )
 def test_far_is_ten_deviations_beyond_the_range_or_ten_widths_or_anything_but_the_constant(feature, trained, near, far):

@@ -246,6 +246,8 @@ RICH = {
     "struct": (pa.array([{"x": "a"}] * 3, pa.struct({"x": pa.large_string()})), pa.struct({"x": pa.string()})),
     "uuid": (pa.array([b"0123456789abcdef"] * 3, pa.uuid()), pa.binary(16)),
     "list": (pa.array([[1], None, []], pa.list_(pa.int8())), pa.list_(pa.int8())),
+    "runs": (pa.RunEndEncodedArray.from_arrays([2, 3], pa.array([1, None])), pa.int64()),
+    "runs of text": (pa.RunEndEncodedArray.from_arrays([2, 3], pa.array(["a", None], pa.large_string())), pa.string()),
 }
 
 
@@ -253,6 +255,8 @@ RICH = {
 @pytest.mark.parametrize("write", [write_parquet, write_arrow, write_stream])
 def test_rich_types_are_read_as_the_few_plain_ones(kind, write, tmp_path):
     column, plain = RICH[kind]
+    if "runs" in kind and write is write_parquet:
+        pytest.skip("Parquet has no such type")
     reader = Files(
         write(pa.table({"x": column}), tmp_path / f"x{'.parquet' * (write is write_parquet) or '.arrow'}"), "t"
     )
@@ -283,6 +287,37 @@ def test_a_promotion_never_rounds_an_id(tmp_path):
 def test_the_common_type_does_not_depend_on_the_order_of_the_files(kinds):
     named = [(f"{n}.parquet", pa.schema([("x", kind)])) for n, kind in enumerate(kinds)]
     assert schemas.agree(named) == schemas.agree(named[::-1])
+
+
+ODD = {
+    "interval": pa.array([pa.MonthDayNano([1, 2, 3]), None, None], pa.month_day_nano_interval()),
+    "duration": pa.array([5, None, 7], pa.duration("ns")),
+    "struct of intervals": pa.array([None] * 3, pa.struct({"x": pa.month_day_nano_interval()})),
+    "union": pa.UnionArray.from_dense(
+        pa.array([0] * 3, pa.int8()), pa.array(range(3), pa.int32()), [pa.array(range(3))]
+    ),
+    "half": pa.array([1.0, None, 2.0], pa.float16()),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("write", [write_parquet, write_arrow, write_stream])
+@pytest.mark.parametrize("folder", ["", "day=3"])
+def test_only_a_column_that_is_read_can_be_refused_for_its_type(kind, write, folder, tmp_path):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    data = pa.table({"y": [1, 0, 1], "odd": ODD[kind]})
+    try:
+        path = write(data, tmp_path / folder / f"x{'.parquet' * (write is write_parquet) or '.arrow'}")
+    except pa.ArrowNotImplementedError:
+        pytest.skip("Parquet has no such type")
+    reader = Files(path, "train")
+    assert read_all(reader, ["y"]).to_pydict() == {"y": [1, 0, 1]}
+    if "odd" not in reader.schema.names:
+        assert "x.arrow: column 'odd' is of type" in reader.apart["odd"]
+        with pytest.raises(
+            DataError, match=r"x.arrow: column 'odd' is of type .*, which cannot be kept. Write a plainer"
+        ):
+            reader.read(reader.pieces[0], ["y", "odd"])
 
 
 # Columns in the names of folders

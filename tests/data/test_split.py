@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from espace.data.reading.spelling import canonical
 from espace.data.reading.split import Everything, HeldOut, Sampled
 from espace.runs.experiment import Experiment
 
@@ -80,3 +81,50 @@ def test_none_left_is_refused(shop):
 def test_the_fingerprint_of_the_rows_knows_the_share(shop):
     identities = [prepared(shop, f"data.share={s}").parts["train"].identity for s in (0.5, 0.6, 1.0)]
     assert len(set(identities)) == 3
+
+
+BY = {  # the values of a column in their order, as a CSV has them, and two bounds among them
+    "days": ([f"{n}" for n in range(1, 41)], 12, 30),
+    "zip codes": ([f"{n:05}" for n in range(461, 501)], 470, 490),
+    "with leading zeros of several widths": ([f"{n:0{1 + n % 4}}" for n in range(80, 120)], 90, 105),
+    "seconds": ([f"{1_700_000_000 + n}" for n in range(40)], 1_700_000_010, 1_700_000_030),
+    "fractions": ([f"{n / 4}" for n in range(40)], 2.5, 8),
+    "dates": ([f"2024-01-{n + 1:02}" for n in range(31)], "2024-01-10", "2024-01-25"),
+    "dates in digits": ([f"202401{n + 1:02}" for n in range(31)], 20240110, 20240125),
+}
+
+
+@pytest.mark.parametrize(
+    ("hive", "values", "train", "validation"),
+    [(hive, *found) for hive in (False, True) for name, found in BY.items() if not (hive and name == "fractions")],
+)
+def test_a_split_is_the_same_where_its_column_is_an_id_too_which_keeps_its_text(
+    shop, hive, values, train, validation, monkeypatch
+):
+    monkeypatch.setenv("ESPACE_CACHE", str(shop.folder / "cache"))
+    rows = [f"{n % 3},{n % 2}" for n in range(len(values))]
+    if hive:
+        for value, row in zip(values, rows, strict=True):
+            (shop.folder / "data" / f"by={value}").mkdir(parents=True)
+            (shop.folder / "data" / f"by={value}" / "rows.csv").write_text(f"x,click\n{row}\n")
+    else:
+        lines = [f"{v},{row}" for v, row in zip(values, rows, strict=True)]
+        (shop.folder / "data.csv").write_text("\n".join(["by,x,click", *lines, ""]))
+    split = {"by": "by", "train_until": train, "validation_until": validation, "test_until": 2_000_000_000}
+    if isinstance(train, str):
+        split["test_until"] = "2030-01-01"
+    found = []
+    for feature in ("x", "by"):
+        path = shop.yaml(
+            chain=["impression -> click"],
+            data={"train": "data" if hive else "data.csv", "split": split},
+            features={feature: "id"},
+            metrics=None,
+        )
+        found.append(Experiment.from_yaml(path).check())
+    alone, both = ({n: (s.tally.rows, s.span and s.span.low) for n, s in f.scans.items()} for f in found)
+    assert both == alone
+    vocabulary = found[1].encoder.tables["by"]
+    assert set(map(str, vocabulary.values.to_pylist())) == set(
+        canonical(pa.array(values[: both["train"][0]])).to_pylist()
+    )

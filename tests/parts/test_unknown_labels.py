@@ -7,6 +7,7 @@ minimises the expected loss has to be the truth, and what is judged has to be th
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
@@ -23,6 +24,7 @@ from espace.data.batch import Batch
 from espace.data.encoding.labels import resolve
 from espace.parts.objectives.entire_space import EntireSpace
 from espace.parts.objectives.parent_space import ParentSpace
+from espace.parts.samplers.unclicked_negatives import UnclickedNegatives
 from espace.training.judging import scored
 from tests.chains import Enumeration, chain_of, random_logits
 
@@ -305,3 +307,50 @@ def test_rows_of_weight_0_have_no_say_in_what_known_rows_stand_for() -> None:
     resolved, tally = resolve(chain, raw, "error"), Tally()
     tally.add(chain, resolved, False, np.arange(5), "here", None, np.array([1, 1, 1, 0, 0], np.bool_))
     assert tally.known.counts(chain) is None, "all that count are known"
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("strata", [(None,), ("old", "new", "none")])
+def test_known_rows_weigh_as_much_as_all_whose_parent_happened_in_every_stratum(seed, strata) -> None:
+    """Whatever weights have to do with what is known: here the heavy rows are known most."""
+    chain, random, count = Chain.parse("i -> a -> b -> c"), np.random.default_rng(seed), 600
+    weights = random.choice([0.0, 0.5, 3.0], count).astype(np.float32)
+    a, by = random.integers(0, 2, count), random.choice(np.array(strata, object), count)
+    b = a * random.integers(0, 2, count)
+    seen = random.random(count) < np.where(weights > 1, 0.9, 0.3)
+    raw = {"a": a, "b": np.where(seen | (a == 0), b, -1), "c": np.where(seen | (a == 0), 0, -1)}
+    resolved, tally = resolve(chain, {s: v.astype(np.int8) for s, v in raw.items()}, "error"), Tally()
+    column = None if strata == (None,) else pa.array(by, pa.string())
+    halves = [slice(0, 250), slice(250, count)]
+    for half in halves:
+        part = resolve(chain, {s: v[half].astype(np.int8) for s, v in raw.items()}, "error")
+        some = None if column is None else column[half]
+        tally.add(chain, part, False, np.arange(len(part.values)), "here", some, weights[half])
+    tally = Tally.from_dict(json.loads(json.dumps(tally.to_dict())))
+    counts = tally.known.counts(chain)
+    assert counts is not None
+    each = counts.of(chain, resolved, column)[:, counted(chain).index("b_given_a")]
+    for stratum in strata:
+        inside = (a == 1) & ((by == stratum) if stratum else True)
+        assert (weights * each)[inside].sum() == pytest.approx(weights[inside].sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.1, 1.0])
+@pytest.mark.parametrize("strata", [(None,), ("old", "new")])
+def test_negatives_that_a_sampler_adds_stand_for_as_many_rows_as_those_it_adds_to(rate, strata) -> None:
+    """With labels of the click that are null, both as many as there are in all rows."""
+    chain = Chain.parse("i -> a -> b")
+    rows = people(chain, 3, strata)
+    chances = {None: 0.4, "old": 0.2, "new": 0.7}
+    part = forgotten(chain, rows, lambda labels, stratum: {"a": chances[stratum]})
+    labels, weights, _ = known(
+        chain, [({**found, "b": found["b"] if found["a"] != -1 else -1}, s, w) for found, s, w in part]
+    )
+    sampler = UnclickedNegatives(chain, stage="b", rate=rate)
+    _, _, changed = sampler(labels.values.numpy(), np.ones(len(weights), np.float32), np.random.default_rng(0))
+    made = Labels(chain, torch.from_numpy(changed), None, labels.counts)
+    negative, clicked = made.added("b", "a"), made.known("b", "a")
+    share = float(negative.sum() / clicked.sum())
+    without = sum(w for found, _, w in rows if found["a"] == 0) / sum(w for found, _, w in rows if found["a"] == 1)
+    assert labels.counts is not None
+    assert share == pytest.approx(rate * without, rel=0.05)

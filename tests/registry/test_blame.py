@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
+import torch
 
 from espace.errors import PluginError
+from espace.model.returned import check_numbers
 from tests.shop import Shop
 
 TOWER = """import espace
@@ -110,6 +113,24 @@ class Odd(Metric):
 def register_metrics(register):
     register("odd", Odd)
 """
+COMPUTED = """import espace, torch, numpy
+from torchmetrics import Metric
+
+
+class Odd(Metric):
+    rows = 0
+
+    def update(self, scored):
+        self.rows += len(scored.labels)
+
+    def compute(self):
+        {forward}
+
+
+@espace.hookimpl
+def register_metrics(register):
+    register("odd", Odd)
+"""
 READER = """import espace
 from espace.data.reading.readers import Files
 
@@ -132,10 +153,10 @@ INSIDE = r"{kind} 'odd' of .*odd\.py:\d+, in {function}: {error}.* What is expec
 
 def fit_with(shop: Shop, key: str, forward: str) -> str:
     """What is said of a run with a part that has this line in it."""
-    template = {**KEYS, "metrics": METRIC, "reader": READER}[key]
+    template = {**KEYS, "metrics": METRIC, "computed": COMPUTED, "reader": READER}[key]
     (shop.folder / "odd.py").write_text(template.format(forward=forward))
     changed: dict[str, object] = {key: "odd"}
-    if key == "metrics":
+    if key in ("metrics", "computed"):
         changed = {"metrics": {"odd": "odd"}}
     if key == "reader":
         changed = {"data": {"type": "odd", "train": "train.parquet", "validation": "validation.parquet"}}
@@ -183,6 +204,30 @@ def test_an_error_inside_a_part_names_the_part_and_the_line(
 )
 def test_what_a_part_gives_is_held_to_what_it_promised(shop: Shop, key: str, forward: str, says: str) -> None:
     assert re.search(says, fit_with(shop, key, forward))
+
+
+@pytest.mark.parametrize(
+    ("forward", "gave"),
+    [
+        ("return None", "a NoneType,"),
+        ("return 1.0", "a float,"),
+        ("return {'odd': None}", "a NoneType for 'odd',"),
+        ("return {'odd': 'high'}", "a str for 'odd',"),
+        ("return {'odd': {'a': 1.0}}", "a dict for 'odd',"),
+        ("return {1: 1.0}", "a float for 1,"),
+        ("return {'odd': torch.zeros(3)}", r"a tensor of shape \(3,\) for 'odd',"),
+        ("return {'odd': 1.0 if not self.rows else None}", "a NoneType for 'odd',"),
+    ],
+)
+def test_a_metric_that_computes_no_number_is_told_with_its_place(shop: Shop, forward: str, gave: str) -> None:
+    says = rf"metric 'odd': .*odd\.py:11, in compute: it gave {gave} but {{name: number}} is expected"
+    assert re.search(says, fit_with(shop, "computed", forward))
+
+
+@pytest.mark.parametrize("number", ["1", "True", "0.5", "numpy.float32(0.5)", "torch.tensor(1)", "torch.zeros(1)"])
+def test_any_number_will_do(number: str) -> None:
+    found = eval(number, {"numpy": np, "torch": torch})
+    assert check_numbers("odd", object(), {"odd": found}) == {"odd": float(found)}
 
 
 def test_with_debug_the_error_comes_as_it_was(shop: Shop) -> None:

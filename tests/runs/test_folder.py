@@ -276,3 +276,27 @@ def test_what_is_a_bug_stays_one():
         raise RuntimeError("Connection closed by peer")
     with pytest.raises(ValueError, match="bug"), explained(Path("run"), Path("last.ckpt"), lambda: True, 2):
         raise ValueError("bug")
+
+
+def named_as_before(content) -> None:
+    """Modules stood under their plain names."""
+    content["state_dict"] = {name.replace(".:", "."): value for name, value in content["state_dict"].items()}
+
+
+def without_kinds(content) -> None:
+    del content["espace"]["encoder"]["kinds"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(named_as_before, "which named weights otherwise"), (without_kinds, "did not keep what kind of values each")],
+)
+def test_a_checkpoint_of_a_development_version_is_refused_with_the_way_out(copied, change, says):
+    for name in ("best", "last"):
+        rewritten(name, change)
+    resume = ("fit", "--resume", "run", "trainer.max_epochs=3")
+    for command in (("predict", "run", *PREDICT), ("evaluate", "run"), resume):
+        said = copied.espace(*command)
+        assert said.code == 2
+        assert says in said.error
+        assert "or train again." in said.error

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
+import espace
+from espace.data.raw.prepare import prepare
 from espace.errors import visible
 from espace.runs.report import Report
+from tests.raw import AliCcp
 from tests.shop import Shop, put, rows
 
 EVIL = "a\x1b[2J\x9b31m\u202eb"
@@ -41,6 +49,40 @@ def test_many_notes_of_one_kind_are_one_line(capsys: pytest.CaptureFixture[str])
         "Note: another",
         "Note: another one",
     ]
+
+
+def test_everything_is_printed_on_the_console_that_is_safe() -> None:
+    for path in (p for p in Path(espace.__file__).parent.rglob("*.py") if p.name != "console.py"):
+        assert not re.findall(r"(?<!Safe)Console\(", path.read_text()), path
+
+
+def test_what_prepare_says_is_made_visible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "test"):
+        AliCcp(rows=60, faults=0.5).write(tmp_path / EVIL, split)
+    prepare("ali-ccp", tmp_path / EVIL, tmp_path / f"out{EVIL}")
+    prepare("ali-ccp", tmp_path / EVIL, tmp_path / f"out{EVIL}")
+    said = capsys.readouterr().out
+    assert said.count(r"a\x1b[2J\x9b31m\u202eb is complete.") == 1
+    assert not {"\x1b", "\x9b", "\u202e"} & {*said}
+
+
+def test_notes_after_results_and_predictions_of_one_kind_are_one_line_too(shop: Shop) -> None:
+    random = np.random.default_rng(0)
+    numbers = {f"f{i}": np.ones(300) for i in range(6)}
+    chain = [f"impression -> s{i}" for i in range(6)]
+    labels = {f"s{i}": (random.random(300) < 0.3).astype(int) for i in range(6)}
+    shop.write(pa.table(numbers | labels))
+    shop.write(pa.table({n: 2 * v for n, v in numbers.items()}), "far.parquet")
+    data = {"train": "train.parquet", "validation": "train.parquet"}
+    features = dict.fromkeys(numbers, "number")
+    trainer = {"accelerator": "cpu", "max_steps": 1}
+    path = shop.yaml(chain=chain, data=data, features=features, metrics=None, trainer=trainer, optimizer={"lr": 1e-12})
+    predict = ("predict", "run", "--data", "far.parquet", "--out", "p.parquet")
+    for arguments in (("fit", path, "--run-dir", "run"), predict):
+        said = shop.espace(*arguments)
+        assert said.code == 0, said
+        assert "And 5 more notes of this kind." in " ".join(said.out.split()), said
+        assert said.out.count("Note:") < 6, said
 
 
 def test_a_column_with_escapes_reaches_no_terminal(shop: Shop) -> None:

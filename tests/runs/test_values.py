@@ -520,7 +520,9 @@ def check_results(store, table, given, total):
     assert results["test/revenue_given_conversion/mae"] == pytest.approx(mae, rel=1e-4)
     assert results["test/revenue_given_conversion/rows"] == known.sum()
     bought = table["conversion"].to_numpy() == 1
-    w = np.where(bought, known / known[bought].mean(), 1.0) * w  # a known amount stands for those that are not
+    w = (
+        np.where(bought, known / np.average(known[bought], weights=w[bought]), 1.0) * w
+    )  # a known amount stands for those that are not
     everywhere = np.where(bought & known, x, 0.0)
     ratio = (w * total).sum() / (w * everywhere).sum()
     assert results["test/revenue/predicted_over_observed"] == pytest.approx(ratio, rel=1e-4)

@@ -103,6 +103,36 @@ def test_a_signal_to_the_first_rank_stops_all_and_one_process_can_go_on(shop):
     assert close(weights(shop.folder / "straight"), weights(shop.folder / "stopped"))
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_a_rank_is_killed_the_other_ends_with_one_message_and_the_run_can_go_on(shop, killed):
+    run = f"killed{killed}"
+    arguments = ("shop.yaml", "trainer.max_epochs=40")
+    said, last = shop.folder / f"{run}.txt", shop.folder / run / "checkpoints" / "last.ckpt"
+    ranks = start_ranks(shop.folder, said, "fit", *arguments, "--quiet", "--run-dir", run)
+    wait_for(last.exists, ranks[0])
+    os.kill(ranks[killed].pid, signal.SIGKILL)
+    codes = [code_of(rank) for rank in ranks]
+    assert codes[killed] == 137
+    assert codes[1 - killed] == 2, said.read_text()
+    assert said.read_text().count(f"espace: {run}: another of the 2 processes has ended") == 1
+    assert "Traceback" not in said.read_text()
+    fit_alone(shop, "--resume", run, "trainer.max_epochs=40", "trainer.devices=1", "trainer.strategy=auto")
+    fit_alone(shop, *arguments, "--run-dir", f"{run}_straight")
+    assert close(weights(shop.folder / f"{run}_straight"), weights(shop.folder / run))
+
+
+def test_a_rank_that_dies_before_the_ranks_have_met_ends_the_run_with_one_message(shop):
+    kill = "if os.environ.get('LOCAL_RANK') == '1': os.kill(os.getpid(), 9)"
+    plugin = shop.tower("deadly", top="import os", build=kill)
+    (shop.folder / "meet.yaml").write_text((shop.folder / "shop.yaml").read_text())
+    command = [sys.executable, "-m", "espace", "fit", "meet.yaml", f"plugins=[{plugin}]", "towers={conversion: deadly}"]
+    command += ["--quiet", "--run-dir", "never_met", "trainer.devices=2"]
+    said = subprocess.run(command, cwd=shop.folder, capture_output=True, text=True, timeout=PATIENCE)
+    assert said.returncode not in (0, 1), said
+    assert said.stderr.count("espace: never_met: another of the processes was killed by signal 9, so that") == 1
+    assert "Traceback" not in said.stderr
+
+
 def test_a_loss_that_is_not_finite_stops_all_ranks_with_one_message(shop):
     said = shop.folder / "nan.txt"
     ranks = start_ranks(shop.folder, said, "fit", "shop.yaml", "--quiet", "--run-dir", "nan", "optimizer.lr=1e30")

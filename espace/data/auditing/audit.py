@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
-
 from espace.chain.chain import Chain
 from espace.chain.grammar import Transition
 from espace.chain.merges import merge_without
@@ -175,8 +173,8 @@ def _standing(scan: Scan, chain: Chain) -> list[str]:
 
 def _each(known: Known, what: str, transition: str) -> str:
     """For how many rows a known one stands: `1.25 rows`, or by stratum `1 to 4 rows, by data.known_by`."""
-    reached, told = known.reached[what, transition], known.known[what, transition]
-    each = sorted((reached / np.maximum(told, 1))[told > 0].tolist())
+    shares = known.weighed((what, transition))
+    each = sorted((1 / shares[shares > 0]).tolist())
     if len(known.strata) == 1:
         return f"{each[0]:.3g} rows"
     return f"{each[0]:.3g} to {each[-1]:.3g} rows, by data.known_by"

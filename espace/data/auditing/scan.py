@@ -28,7 +28,7 @@ from espace.errors import DataError
 
 Progress = Callable[[str, int, int], None]  # what is read, rows done, rows in all
 
-_VERSION = 12
+_VERSION = 14
 
 
 @dataclass
@@ -173,8 +173,8 @@ def _run(
             see(table, resolved.values, len(rows))
         problems.refuse()
         by = table.stratum(task.known_by) if task.known_by else None
-        counted = table.weights(task.weight) > 0 if task.weight else None
-        scan.counts.append(scan.tally.add(task.chain, resolved, task.policy == "drop", rows, table.where, by, counted))
+        weights = table.weights(task.weight) if task.weight else None
+        scan.counts.append(scan.tally.add(task.chain, resolved, task.policy == "drop", rows, table.where, by, weights))
         done += piece.rows
         progress(part.name, done, total)
     return scan

@@ -152,12 +152,12 @@ class Tally:
         rows: NDArray[np.int64],
         where: str,
         by: pa.Array | None = None,
-        counted: Mask | None = None,
+        weights: NDArray[np.float32] | None = None,
     ) -> int:
         """Count one piece and return how many of its rows stay.
 
         rows: their numbers in the piece `where`; by: their values of `data.known_by`, text;
-        counted: those that have a weight.
+        weights: of the rows, (rows,); None for 1 each.
         """
         for name, mask in {**labels.orphans, **labels.clashes}.items():
             self.violations[name] = self.violations.get(name, 0) + int(mask.sum())
@@ -170,7 +170,8 @@ class Tally:
         self.kept += int(stay.sum())
         self.broken += int(labels.broken.sum())
         read = {name: mask[stay] for name, mask in labels.read.items()}
-        self.known.add(chain, labels, stay if counted is None else stay & counted, by)
+        counted = stay.astype(np.float64) if weights is None else np.where(stay, weights, 0).astype(np.float64)
+        self.known.add(chain, labels, counted, by)
         for stage in chain.stages[1:]:
             self._count_stage(stage, found[stage], read.get(stage))
             self.pieces.setdefault(stage, PieceTally()).add(found[stage])

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from espace.data.encoding.columns import DatePart
+from espace.data.reading.lists import null_hint
 from espace.data.reading.spelling import canonical, is_text
 from espace.errors import DataError
 
@@ -81,7 +82,8 @@ def _parsed(texts: pa.Array) -> pa.Array:
             continue
     wrong = next((text for text in texts.to_pylist() if text is not None and not _is_moment(text)), None)
     what = "some of it has a time zone, and some none" if wrong is None else f"{wrong!r} is no date or time"
-    raise DataError(f"it is text, and {what}. Write timestamps, dates, or text such as 2024-01-31 08:30:00.")
+    mend = f"Write timestamps, dates, or text such as 2024-01-31 08:30:00.{null_hint(wrong or '')}"
+    raise DataError(f"it is text, and {what}. {mend}")
 
 
 def _is_moment(text: str) -> bool:

@@ -322,8 +322,8 @@ def learnt_from_state(state: Mapping[str, Any]) -> tuple[dict[str, Vocabulary | 
 
 
 def kinds_from_state(state: Mapping[str, Any]) -> dict[str, Kind]:
-    """The `kinds` of `Encoder.state()`; none in a checkpoint of before they were kept."""
-    return {name: Kind.from_state(kind) for name, kind in state.get("kinds", {}).items()}
+    """The `kinds` of `Encoder.state()`."""
+    return {name: Kind.from_state(kind) for name, kind in state["kinds"].items()}
 
 
 def transformed(values: NDArray[np.float64], log1p: bool) -> NDArray[np.float64]:

@@ -12,6 +12,9 @@ With t running over the transitions on the ways to a stage, a row counts with th
 
     1 where the parent of t did not happen      1[t known] / q_t where it did      0 where that is not known
 
+q is the share of the row weights, so that known rows weigh as much as all whose parent happened, whatever the weights
+have to do with what is known.
+
 (Horvitz and Thompson, 1952). Its mean, given what happened, is 1 as long as which labels are known does not depend on
 what they are, given what is known above them and the stratum.
 """
@@ -22,7 +25,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -36,9 +39,7 @@ from espace.data.encoding.labels import Column, Mask, Resolved, any_of
 from espace.errors import DataError
 
 Floats = NDArray[np.float64]
-Share = tuple[
-    str, str
-]  # what is known: a stage, a value, ANY or ALL outcomes; and the transition whose parent happened
+Share = tuple[str, str]  # what is known: a stage, a value, ANY or ALL; and the transition whose parent happened
 ANY, ALL = "*any", "*all"
 _SIGMAS = 4.0  # by which two shares of nulls have to differ before they are taken for two
 _STRATA = 10_000
@@ -48,7 +49,7 @@ class PlainKnown(TypedDict):
     """`Known`, as JSON gives it back."""
 
     strata: list[str | None]
-    shares: list[tuple[str, str, list[int], list[int], list[int]]]
+    shares: list[tuple[str, str, list[int], list[int], list[int], list[float], list[float]]]
     below: dict[str, tuple[int, int]]
     incomplete: int
 
@@ -59,8 +60,7 @@ class Known:
 
     strata: the values of `data.known_by`, or one None.
     reached, known, happened: `{share: (strata,)}`, rows whose columns say that the parent happened; those of them in
-    which
-    it is known; those of the latter in which a stage happened.
+    which it is known; those of the latter in which a stage happened; reached_weight, known_weight: what they weigh.
     below: `{stage: rows whose columns say that no parent happened, and those of them with a label}`.
     incomplete: rows in which a label or an amount is not known, or was null and follows from one below or beside it.
     """
@@ -69,24 +69,27 @@ class Known:
     reached: dict[Share, NDArray[np.int64]] = field(default_factory=dict)
     known: dict[Share, NDArray[np.int64]] = field(default_factory=dict)
     happened: dict[Share, NDArray[np.int64]] = field(default_factory=dict)
+    reached_weight: dict[Share, Floats] = field(default_factory=dict)
+    known_weight: dict[Share, Floats] = field(default_factory=dict)
     below: dict[str, tuple[int, int]] = field(default_factory=dict)
     incomplete: int = 0
 
-    def add(self, chain: Chain, labels: Resolved, stay: Mask, by: pa.Array | None) -> None:
-        """Count the rows that `stay`, (rows,), of a weight above 0.
+    def add(self, chain: Chain, labels: Resolved, weights: Floats, by: pa.Array | None) -> None:
+        """Count the rows of a weight above 0, (rows,).
 
         by: their values of `data.known_by`, text, (rows,), None without it.
 
         Raises DataError for a column with too many values.
         """
-        rows, at = _Rows(chain, labels), self._places(by, len(stay))
+        rows, at, stay = _Rows(chain, labels), self._places(by, len(weights)), weights > 0
         for share, (reached, known) in rows.shares():
             told = reached & known
             one = told & (rows.of(share[0]) == 1) if share[0] in chain.stages else told
             for counts, mask in ((self.reached, reached), (self.known, told), (self.happened, one)):
-                found = np.bincount(at[mask & stay], minlength=len(self.strata))
-                found[: len(counts.get(share, ()))] += counts.get(share, 0)
-                counts[share] = found
+                counts[share] = _sum(np.bincount(at[mask & stay], minlength=len(self.strata)), counts.get(share))
+            for sums, mask in ((self.reached_weight, reached), (self.known_weight, told)):
+                weighed = np.bincount(at[mask], weights[mask], len(self.strata)).astype(np.float64)  # int of no rows
+                sums[share] = _sum(weighed, sums.get(share))
         for stage in chain.stages[1:]:
             parents = chain.parents(stage)
             told = np.logical_and.reduce([rows.told(p) for p in parents])
@@ -165,8 +168,14 @@ class Known:
         if not self.incomplete:
             return None
         stages = frozenset(s for s in chain.stages[1:] if self.at_random(chain, s))
-        shares = {s: np.where(n > 0, self.known[s] / np.maximum(n, 1), 1.0) for s, n in self.reached.items()}
+        shares = {share: self.weighed(share) for share in self.reached}
         return Counts(tuple(self.strata), {s: tuple(q.tolist()) for s, q in shares.items()}, stages)
+
+    def weighed(self, share: Share) -> Floats:
+        """The share known of the weight of the rows whose parent happened, 1 without any: (strata,)."""
+        reached, known = self.reached_weight[share], self.known_weight[share]
+        found: Floats = np.divide(known, reached, out=np.ones_like(reached), where=reached > 0)
+        return found
 
     def never(self) -> Iterator[tuple[str, str, str | None, int]]:
         """(what, transition, stratum, rows) wherever rows have no known one that could stand for them."""
@@ -177,20 +186,27 @@ class Known:
 
     def to_dict(self) -> PlainKnown:
         """Plain values, for JSON."""
-        found = (self.reached, self.known, self.happened)
+        found = (self.reached, self.known, self.happened, self.reached_weight, self.known_weight)
         shares = [(*s, *(counts[s].tolist() for counts in found)) for s in self.reached]
         return {"strata": self.strata, "shares": shares, "below": self.below, "incomplete": self.incomplete}
 
     @classmethod
     def from_dict(cls, values: PlainKnown) -> Known:
         """The one of `to_dict`."""
-        counts: list[dict[Share, NDArray[np.int64]]] = [{}, {}, {}]
-        for what, transition, *found in values["shares"]:
-            for one, numbers in zip(counts, found, strict=True):
-                one[what, transition] = np.array(numbers, np.int64)
-        below = {stage: (rows, told) for stage, (rows, told) in values["below"].items()}
-        reached, known, happened = counts
-        return cls(values["strata"], reached, known, happened, below, values["incomplete"])
+        made = cls(values["strata"], incomplete=values["incomplete"])
+        for what, transition, *counts, reached, known in values["shares"]:
+            share = (what, transition)
+            for one, numbers in zip((made.reached, made.known, made.happened), counts, strict=True):
+                one[share] = np.array(numbers, np.int64)
+            made.reached_weight[share], made.known_weight[share] = np.array(reached, float), np.array(known, float)
+        made.below = {stage: (rows, told) for stage, (rows, told) in values["below"].items()}
+        return made
+
+
+def _sum(found: NDArray[Any], before: NDArray[Any] | None) -> NDArray[Any]:
+    """Both, in place; what was counted before may have fewer strata."""
+    found[: 0 if before is None else len(before)] += 0 if before is None else before
+    return found
 
 
 def _alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -297,9 +313,7 @@ class _Counting:
             else:
                 t = next(t for t in self.chain.transitions if t.name == name)
                 happened = self.rows.of(t.parent) == 1
-                what = (
-                    ANY if len(self.counts.strata) == 1 else ALL
-                )  # part of a choice says more in one stratum than another
+                what = ANY if len(self.counts.strata) == 1 else ALL  # part of a choice says more in some strata
                 yield self._way({t.parent}) * self._factor(what, t) * happened
 
     def _stage(self, stage: str, given: str | None) -> Floats:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from espace.chain.chain import Chain
 from espace.chain.grammar import Transition, Value
-from espace.data.reading.lists import first_text
+from espace.data.reading.lists import first_text, null_hint
 from espace.errors import DataError
 
 Column = NDArray[np.int8]
@@ -74,7 +74,8 @@ def _as_numbers(values: pa.Array, what: str, meant: str, rows: NDArray[np.int64]
     try:
         return np.array(pc.fill_null(values.cast(pa.float64(), safe=False), np.nan), np.float64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{what} is of type {values.type}, and {meant}{first_text(values, rows)}. {_MEND}") from error
+        text = first_text(values, rows)
+        raise DataError(f"{what} is of type {values.type}, and {meant}{text}. {_MEND}{null_hint(text)}") from error
 
 
 def read_amount(values: pa.Array, where: str, column: str, rows: NDArray[np.int64] | None = None) -> Amounts:

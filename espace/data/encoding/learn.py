@@ -96,9 +96,9 @@ class Learner:
         return {f.name: self._stats(f) for f in self.features if isinstance(f, Number)}
 
     def _stats(self, feature: Number) -> NumberStats:
-        if feature.buckets is not None:
-            return NumberStats(edges=self._edges(feature))
         moments = self._numbers[feature.name]
+        if feature.buckets is not None:
+            return NumberStats(edges=self._edges(feature), low=moments.low, high=moments.high)
         mean, deviation = (moments.mean, moments.deviation) if feature.standardise else (0.0, 1.0)
         return NumberStats(mean, deviation, low=moments.low, high=moments.high)
 

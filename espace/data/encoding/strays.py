@@ -66,7 +66,8 @@ class Strays:
 
     def _add(self, feature: Number, stats: NumberStats, table: Columns) -> None:
         read, _ = table.number_of(feature, self._kinds.get(feature.name))
-        rows = np.flatnonzero(_are_far(transformed(read, feature.log1p), stats, feature.standardise))
+        scaled = feature.standardise and feature.buckets is None
+        rows = np.flatnonzero(_are_far(transformed(read, feature.log1p), stats, scaled))
         if not len(rows):
             return
         if known := self.found.get(feature.name):

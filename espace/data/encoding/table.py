@@ -19,7 +19,7 @@ from espace.data.encoding.columns import Bag, DatePart, Hash, Id, Number, Sequen
 from espace.data.encoding.kinds import Kind, family_of, kind_of
 from espace.data.encoding.labels import read_amount, read_label
 from espace.data.encoding.vocabulary import key_of, one_array
-from espace.data.reading.lists import first_text, remaining, split
+from espace.data.reading.lists import first_text, null_hint, remaining, split
 from espace.data.reading.spelling import canonical, is_text
 from espace.errors import DataError
 
@@ -297,5 +297,4 @@ class Columns:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             text = first_text(values, rows)
             what = f"'{column}' is of type {values.type} and is no number{text}"
-            nulls = " If in CSV that stands for a missing value, list it in data.null_values." if text else ""
-            raise DataError(f"{self.where}: {what}. {mend}{nulls}") from error
+            raise DataError(f"{self.where}: {what}. {mend}{null_hint(text)}") from error

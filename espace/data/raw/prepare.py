@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from espace.data.console import SafeConsole
 from espace.data.raw.ali_ccp import ALI_CCP
 from espace.data.raw.ali_express import ALI_EXPRESS
 from espace.data.raw.convert import Conversion, Progress
@@ -32,7 +33,7 @@ def prepare(release: str, raw: Path, out: Path, quiet: bool = False) -> None:
     """
     if release not in RELEASES:
         raise DataError(f"prepare: there is no release '{release}'.{did_you_mean(release, RELEASES)}")
-    console = Console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = SafeConsole(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
         conversion = Conversion(RELEASES[release], raw, out)
         if conversion.done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from espace.data.reading import schemas
 from espace.data.reading.files import Place, reaching
 from espace.errors import DataError, did_you_mean
 
-VERSION = 1  # part of the cache key: raise it when the same input gives another output
+VERSION = 2  # part of the cache key: raise it when the same input gives another output
 GROUP_ROWS = 65_536
+_LEFT_OUT = "espace.left_out"  # in the metadata of what is written
 _BLOCK = 4 << 20  # bytes; the first block decides the types
 _NULLS = ["", "\\N", "NULL", "null", "NaN", "nan"]  # not "NA", which is a country
 _DRIFT = re.compile(r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to .*?: invalid value '(.*)'", re.S)
@@ -65,7 +67,10 @@ def csv(place: Place, layout: Layout, target: Path) -> None:
 
 
 def stream(place: Place, target: Path) -> None:
-    """Write an Arrow stream as Parquet. Raises DataError when it is not one, or is cut off."""
+    """Write an Arrow stream as Parquet, less the columns that this cannot hold, see `left_out`.
+
+    Raises DataError when it is not one, or is cut off.
+    """
     with _streaming(place) as reader:
         schema = reader.schema
     _save(_stream_rows(place), schema, target, place.name)
@@ -211,13 +216,31 @@ def _kind(name: str, alias: str) -> pa.DataType:
 
 
 def _save(batches: Iterable[pa.RecordBatch], schema: pa.Schema, target: Path, name: str) -> None:
-    plain = schemas.plain(schema)
+    kept = [field for field in schemas.plain(schema) if held(field)]
+    gone = {field.name: str(field.type) for field in schema if field.name not in {field.name for field in kept}}
+    plain = pa.schema(kept, {_LEFT_OUT: json.dumps(gone)})
     try:
         with pq.ParquetWriter(target, plain, write_page_checksum=True) as writer:
             for table in _groups(batches):
                 writer.write_table(schemas.fit(table, plain, name), row_group_size=GROUP_ROWS)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise DataError(f"{name}: a column cannot be kept: {error}. Write it with a plainer type.") from error
+
+
+def held(field: pa.Field) -> bool:
+    """Whether Parquet can hold a column; pyarrow tells when it is asked to."""
+    schema = pa.schema([field])
+    try:
+        pq.write_table(schema.empty_table(), pa.BufferOutputStream())
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def left_out(schema: pa.Schema) -> dict[str, str]:
+    """`{column that the file had and Parquet cannot hold: its type}`, of the schema of what was written here."""
+    found: dict[str, str] = json.loads((schema.metadata or {}).get(_LEFT_OUT.encode(), b"{}"))
+    return found
 
 
 def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

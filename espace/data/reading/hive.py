@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -29,16 +29,16 @@ def told_by(name: str) -> Told:
     return tuple(found.items())
 
 
-def with_folders(files: Sequence[File]) -> list[File]:
+def with_folders(files: Sequence[File], text: Collection[str] = ()) -> list[File]:
     """The same files, where folders tell something with these columns: int32 if all values are, text otherwise.
 
-    A column that a file has itself is read from the file.
+    A column that a file has itself is read from the file. text: columns that are text in any case.
     """
     told = [told_by(file.place.name) for file in files]
     values: dict[str, list[str | None]] = {}
     for name, value in (pair for pairs in told for pair in pairs):
         values.setdefault(name, []).append(value)
-    kinds = {name: _kind(found) for name, found in values.items()}
+    kinds = {name: pa.string() if name in text else _kind(found) for name, found in values.items()}
     return [
         InFolders(file, pairs, tuple(kinds[name] for name, _ in pairs)) if pairs else file
         for file, pairs in zip(files, told, strict=True)
@@ -74,6 +74,7 @@ class _OpenInFolders:
     def __init__(self, inner: Opened, values: dict[str, pa.Scalar]) -> None:
         self._inner, self._values = inner, values
         self.schema = pa.schema([*inner.schema, *((name, value.type) for name, value in values.items())])
+        self.schema = self.schema.with_metadata(inner.schema.metadata)
 
     def rows(self) -> list[int]:
         return self._inner.rows()

@@ -130,6 +130,11 @@ def first_text(values: pa.Array, rows: NDArray[np.int64] | None = None) -> str:
     return f"; row {wrong[0] if rows is None else rows[wrong[0]]} has {wrong[1]!r}"
 
 
+def null_hint(text: str) -> str:
+    """The way out where `first_text` found one that may be a mark of a missing value."""
+    return " If in CSV that stands for a missing value, list it in data.null_values." if text else ""
+
+
 def _is_number(text: str) -> bool:
     try:
         pa.scalar(text).cast(pa.float64())

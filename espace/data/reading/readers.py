@@ -10,7 +10,7 @@ import pyarrow as pa
 
 import espace
 from espace.data.reading import cache, files, formats, hive, schemas
-from espace.data.reading.convert import Layout
+from espace.data.reading.convert import Layout, left_out
 from espace.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Files:
     where files differ in the type of one, it is the text of its values. CSV and Arrow streams are turned once into
     Parquet, in the cache folder.
 
-    Attributes: apart, `{column that not all files have, or not in one type: why it cannot be read}`; such columns are
-    not in the schema.
+    Attributes: apart, `{column that not all files have, or not in one type, or in one that cannot be kept: why it
+    cannot be read}`; such columns are not in the schema.
 
     Raises DataError when files are missing, unreadable, damaged, or all empty.
     """
@@ -69,7 +69,7 @@ class Files:
         layout = _layout(split, delimiter, column_names, column_types, text, null_values)
         places = files.find(source, split, _is_data(format))
         found = [formats.recognise(place, format or formats.by_ending(place.name), layout) for place in places]
-        found = hive.with_folders(found)
+        found = hive.with_folders(found, text)
         self._files = {file.place.name: file for file in found}
         (self.schema, self.apart), self.pieces = _survey(found, split, text)
         self.fingerprint = cache.digest(*(file.fingerprint for file in found))
@@ -165,18 +165,27 @@ def _survey(found: Sequence[formats.File], split: str, text: Sequence[str]) -> t
     columns: list[schemas.Named] = []
     empty: list[schemas.Named] = []
     pieces: list[Piece] = []
+    gone: dict[str, str] = {}
     for file in found:
         name, opened = file.place.name, formats.opened(file)
         schemas.refuse_repeats(opened.schema.names, name, "Give every column a name of its own.")
+        for column, kind in left_out(opened.schema).items():
+            gone[column] = f"{name}: column '{column}' is of type {kind}, which cannot be kept. Write a plainer type."
         mine = [Piece(name, index, rows) for index, rows in enumerate(opened.rows()) if rows]
         (columns if mine else empty).append((name, opened.schema))
         pieces += mine
     if not pieces and split == "predict":
-        return schemas.agree(empty, text), (Piece(found[0].place.name, 0, 0),)
+        return _without(schemas.agree(empty, text), gone), (Piece(found[0].place.name, 0, 0),)
     if not pieces:
         more = f" and {len(found) - 1:,} other files are" if len(found) > 1 else " is"
         raise DataError(f"{split}: no rows: {found[0].place.name}{more} empty. Write rows into it.")
-    return schemas.agree(columns, text), tuple(pieces)
+    return _without(schemas.agree(columns, text), gone), tuple(pieces)
+
+
+def _without(agreed: schemas.Agreed, gone: Mapping[str, str]) -> schemas.Agreed:
+    """Less the columns that a file lost when it was converted."""
+    schema, apart = agreed
+    return pa.schema([field for field in schema if field.name not in gone]), {**apart, **gone}
 
 
 def apart(reader: Reader) -> Mapping[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow.types import is_nested
 
 from espace.data.reading.spelling import canonical
@@ -15,7 +16,7 @@ Agreed = tuple[pa.Schema, dict[str, str]]
 
 
 def plain(schema: pa.Schema) -> pa.Schema:
-    """The schema with dictionaries decoded, large and view types made ordinary, no metadata, everything nullable."""
+    """The schema with dictionaries and runs decoded, large and view types ordinary, no metadata, all nullable."""
     return pa.schema([(field.name, _plain(field.type)) for field in schema])
 
 
@@ -65,7 +66,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
         return _plain(kind.storage_type)
-    if types.is_dictionary(kind):
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
         return _plain(kind.value_type)
     if types.is_large_string(kind) or types.is_string_view(kind):
         return pa.string()
@@ -132,6 +133,8 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArr
     if column.type == field.type:
         return column
     try:
+        if pa.types.is_run_end_encoded(column.type):
+            column = pc.run_end_decode(column)
         if pa.types.is_string(field.type) and _is_spelt(column.type):
             chunks = [canonical(chunk).cast(field.type) for chunk in column.chunks]
             return pa.chunked_array(chunks, field.type)

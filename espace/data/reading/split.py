@@ -99,6 +99,7 @@ class Between:
     since: Moment | None
     until: Moment | None
     format: str | None = None
+    numbers: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -107,7 +108,7 @@ class Between:
 
     def mask(self, table: pa.Table, piece: int, where: str) -> NDArray[np.bool_]:
         """The rows in the range. A null time belongs to no part."""
-        values, clock = table.column(self.by), Clock(self.by, self.format)
+        values, clock = table.column(self.by), Clock(self.by, self.format, self.numbers)
         inside = pc.is_valid(values)
         if self.since is not None:
             inside = pc.and_(inside, clock.compared(values, self.since, pc.greater_equal, where))

@@ -13,6 +13,7 @@ from typing import TypeAlias, TypedDict
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from espace.data.reading.lists import null_hint
 from espace.errors import DataError
 
 Moment: TypeAlias = str | int | float
@@ -24,6 +25,7 @@ _ISO = re.compile(
     r"(?:[T ](\d{2})(?::?(\d{2})(?::?(\d{2})(?:[.,](\d+))?)?)?(Z|[+-]\d{2}(?::?\d{2})?)?)?",
     re.ASCII,
 )
+_WHOLE, _NUMBER = r"^-?[0-9]{1,18}$", r"^-?[0-9]+(\.[0-9]+)?$"
 _EPOCH, _MICRO = datetime(1970, 1, 1), timedelta(microseconds=1)
 _WALL = pa.timestamp("us")
 
@@ -70,10 +72,15 @@ def overlaps(by: str, spans: Mapping[str, Span]) -> list[str]:
 
 @dataclass(frozen=True)
 class Clock:
-    """Reads the column `by`. Text is read as `format` says (as of `datetime.strptime`), by default as ISO 8601."""
+    """Reads the column `by`. Text is read as `format` says (as of `datetime.strptime`), by default as ISO 8601.
+
+    numbers: whether text that is all numbers is read as these, as where the bounds are numbers and the column is an id
+    too, which a CSV keeps as text.
+    """
 
     by: str
     format: str | None = None
+    numbers: bool = False
 
     def compared(self, values: pa.ChunkedArray, bound: Moment, compare: Compare, where: str) -> pa.Array:
         """`compare(values, bound)`, (rows,), null where the time is. A bound without a zone is one of the zone of the
@@ -81,6 +88,7 @@ class Clock:
 
         Raises DataError for text that is no time, and for a bound that the values cannot be compared with.
         """
+        values = self._as_numbers(values)
         kind = values.type
         if is_text(kind):
             return self._compared_text(values, bound, compare, where)
@@ -108,7 +116,16 @@ class Clock:
         low, high = (bounds[end].as_py() for end in ("min", "max"))
         return Span(str(kind), low, high, *(_shown(values[end]) for end in ends))
 
+    def _as_numbers(self, values: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Text that is all numbers as these, where that is wanted; all else as it is."""
+        if not (self.numbers and is_text(values.type)):
+            return values
+        texts = values.cast(pa.string())
+        whole, any_ = (pc.all(pc.match_substring_regex(texts, number)).as_py() for number in (_WHOLE, _NUMBER))
+        return texts.cast(pa.int64() if whole else pa.float64()) if any_ else values
+
     def _keys(self, values: pa.ChunkedArray, where: str) -> pa.ChunkedArray | None:
+        values = self._as_numbers(values)
         kind = values.type
         if is_text(kind):
             walls, offsets = self._texts(values, where)
@@ -175,7 +192,7 @@ class Clock:
         if self.format is not None:
             mend = "Mend the column, or data.split.format."
         what = f"'{self.by}' is text and has {text!r}, which is no time {self._written()}"
-        return DataError(f"{where}, row {row}: {what}. {mend}")
+        return DataError(f"{where}, row {row}: {what}. {mend}{null_hint(text)}")
 
     def _written(self) -> str:
         return "in ISO 8601, such as 2024-01-31" if self.format is None else f"of the form {self.format!r}"

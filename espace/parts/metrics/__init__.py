@@ -12,7 +12,6 @@ from torchmetrics.utilities import dim_zero_cat
 import espace
 from espace.errors import DataError, NonFiniteError, did_you_mean
 
-LARGEST_LOGIT = 40.0
 _HASHES = 2**62
 
 
@@ -49,24 +48,6 @@ def _judged(scored: espace.Scored) -> espace.Scored:
 def logit(scored: espace.Scored) -> Tensor:
     """log P - log(1 - P), exact in both tails: (rows,)."""
     return scored.log_prob - scored.log_not_prob
-
-
-def place(scored: espace.Scored, bins: int) -> tuple[Tensor, Tensor]:
-    """Which of `bins` equal bins over -40 .. 40 each logit falls in, (rows,) int64, and where in it, (rows,), 0 to 1.
-
-    What lies beyond is put at the ends, where 1 - P or P is below 1e-17. Made once for all metrics with as many bins.
-    """
-    found = scored.made.get(bins)
-    if not isinstance(found, tuple):
-        found = scored.made[bins] = _place(logit(scored), bins)
-    index, share = found
-    return index, share
-
-
-def _place(logits: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    position = (logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT) + LARGEST_LOGIT) * (bins / (2 * LARGEST_LOGIT))
-    index = position.long().clamp(max=bins - 1)
-    return index, position - index
 
 
 def extra(scored: espace.Scored, column: str, option: str) -> Tensor:

@@ -48,7 +48,7 @@ class ParentSpace:
     def _term(
         self, transition: espace.Transition, p: espace.Probabilities, labels: espace.Labels
     ) -> tuple[Tensor, Tensor]:
-        added = labels.added(transition.outcomes[0])
+        added = labels.added(transition.outcomes[0], transition.parent)
         rows = labels.known_class(transition) + added
         loss = -self._log_likelihood(transition, p, labels) * rows
         return loss, rows if self.divide_by == "rows" else torch.ones_like(rows)

@@ -24,12 +24,15 @@ def test_the_ratio_is_the_weighted_sum_of_predictions_over_that_of_events() -> N
     assert judge(Calibration(), rows)["predicted_over_observed"] == pytest.approx(expected.item(), abs=1e-12)
 
 
-@pytest.mark.parametrize(("logits", "points"), [("spread", 20), ("spread", 7), ("packed", 20)])
+@pytest.mark.parametrize(
+    ("logits", "points"), [("spread", 20), ("spread", 7), ("packed", 20), ("at one point", 20), ("far out", 20)]
+)
 def test_ece_is_the_definition_over_sorted_rows_cut_into_equal_shares(logits: str, points: int) -> None:
-    std = {"spread": 2.0, "packed": 0.05}[logits]
+    std = {"spread": 2.0, "packed": 0.05, "at one point": 1e-6, "far out": 2.0}[logits]
     torch.manual_seed(0)
     z = -6 + std * torch.linspace(-2, 2, 70_000, dtype=torch.float64)[torch.randperm(70_000)]
-    rows = scored(z, torch.bernoulli((z + 1).sigmoid()))
+    labels = torch.bernoulli((-6 + 2 * (z + 6) / std + 1).sigmoid())  # as if the logits were spread
+    rows = scored(z - 60 * (logits == "far out"), labels)
     gap = (rows.log_prob.exp() - rows.labels)[logit(rows).argsort()].numpy()
     expected = sum(abs(part.sum()) for part in np.array_split(gap, points)) / len(gap)
     assert judge(Calibration(points=points), rows)["ece"] == pytest.approx(expected, rel=0.02)
@@ -92,3 +95,17 @@ def test_an_empty_curve_has_no_points() -> None:
     metric = Calibration()
     metric.update(draw(0))
     assert {name: len(points) for name, points in metric.curve().items()} == {"predicted": 0, "observed": 0, "rows": 0}
+
+
+def test_beyond_its_rows_it_merges_neighbours_and_the_error_stays() -> None:
+    rows = draw(40_000, mean=-3.0)
+    rows = scored(logit(rows) + 0.3, rows.labels, rows.weights)
+    small, whole = Calibration(max_rows=2_000, bins=1_000), Calibration()
+    for start in range(0, 40_000, 500):
+        small.update(take(rows, slice(start, start + 500)))
+    whole.update(rows)
+    one, other = judge(small), judge(whole)
+    assert one["predicted_over_observed"] == pytest.approx(other["predicted_over_observed"], rel=1e-9)
+    assert one["ece"] == pytest.approx(other["ece"], rel=0.02)
+    curves = small.curve(), whole.curve()
+    assert (curves[0]["predicted"] / curves[1]["predicted"]).numpy() == pytest.approx(1, rel=0.05)
