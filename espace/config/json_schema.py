@@ -85,6 +85,7 @@ def _optimizer(closed: Json, registry: Registry, shared: Json) -> Json:
     for entry in entries.values():
         own = {**_options(entry, shared).get("properties", {}), **own}
     own |= {"type": {"enum": [*entries], "default": "adam", "title": "Type"}, "schedule": _of("schedules")}
+    own |= {key: _or_null(own[key]) for key in OPTIMIZER_KEYS}
     return {**closed, "properties": own}
 
 

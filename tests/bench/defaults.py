@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import time
@@ -119,10 +120,11 @@ def parts(task: Task, rows: int | None = None) -> dict[str, pa.Table]:
         if rows:
             validation = validation.slice(0, max(1, rows // 8))
         return {"train": train, "validation": validation, "test": read(task.test)}
-    if task.by:
-        order = np.argsort(train[task.by].to_numpy(), kind="stable")
-    else:
-        order = np.random.default_rng(0).permutation(len(train))
+    order = (
+        np.argsort(train[task.by].to_numpy(), kind="stable")
+        if task.by
+        else np.random.default_rng(0).permutation(len(train))
+    )
     cut = int(len(train) * (1 - task.validation))
     first, second = np.sort(order[:cut]), np.sort(order[cut:])
     return {"train": train.take(first), "validation": train.take(second), "test": read(task.test)}
@@ -140,7 +142,7 @@ class Target:
 def targets(task: Task) -> list[Target]:
     stages = task.stages[1:]
     marginals = [Target(f"p_{s}", s, None) for s in stages]
-    return marginals + [Target(f"p_{s}_given_{p}", s, p) for p, s in zip(stages, stages[1:], strict=False)]
+    return marginals + [Target(f"p_{s}_given_{p}", s, p) for p, s in itertools.pairwise(stages)]
 
 
 def judged(task: Task, target: Target, table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.int8]]:
@@ -223,7 +225,7 @@ def written(task: Task, tables: Mapping[str, pa.Table], folder: Path) -> Path:
     for part, table in tables.items():
         pq.write_table(table, folder / f"{part}.parquet")
     chain = task.chain + (f" => {task.value}" if task.value else "")
-    features: dict[str, Any] = {n: "id" for n in task.ids} | {n: "number" for n in task.numbers}
+    features: dict[str, Any] = dict.fromkeys(task.ids, "id") | dict.fromkeys(task.numbers, "number")
     tree = {"chain": [chain], "data": {p: str(folder / f"{p}.parquet") for p in tables}, "features": features}
     if task.labels:
         tree["labels"] = dict(task.labels)
@@ -232,7 +234,9 @@ def written(task: Task, tables: Mapping[str, pa.Table], folder: Path) -> Path:
     return path
 
 
-def ours(task: Task, tables: Mapping[str, pa.Table], path: Path, overrides: Sequence[str]) -> dict[str, dict[str, Floats]]:
+def ours(
+    task: Task, tables: Mapping[str, pa.Table], path: Path, overrides: Sequence[str]
+) -> dict[str, dict[str, Floats]]:
     """{part: {probability: (rows,)}}."""
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
