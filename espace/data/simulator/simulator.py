@@ -179,8 +179,8 @@ def _size_problems(options: Simulator, chain: Chain) -> Iterator[str]:
         )
     if options.source > MOST_PIECES * options.piece_rows:
         yield (
-            f"data.{options.split}: {options.source:,} rows are more than {MOST_PIECES:,} times the {options.piece_rows:,}"
-            " of data.piece_rows. Make them fewer."
+            f"data.{options.split}: {options.source:,} rows are more than {MOST_PIECES:,} times the"
+            f" {options.piece_rows:,} of data.piece_rows. Make them fewer."
         )
 
 
