@@ -42,7 +42,7 @@ def try_door(door: str, examples: SearchStrategy[Thing], judge: Callable[[Thing]
     if not wanted:
         _batch(door, examples, judge, few, settings.get_profile("doors"), 0)
         return
-    end, first = time.monotonic() + 60 * minutes, int(time.time())
+    end, first = time.monotonic() + 60 * minutes, time.time_ns()
     for number in itertools.count():
         left = wanted - COUNTS[door]["tried"]
         if left <= 0 or time.monotonic() > end:
