@@ -17,7 +17,7 @@ from espace.training.checkpoint import read_checkpoint, write_checkpoint
 from tests.fuzz.doors import ACCEPTED, REFUSED, try_door, verdict
 from tests.shop import Shop, Trained, rows
 
-FEW = 25
+FEW = 20
 ROWS = rows(8, 3)
 PLACE = st.floats(0, 1, exclude_max=True)
 SCALARS: list[Any] = [
