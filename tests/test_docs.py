@@ -75,6 +75,27 @@ def test_the_site_has_every_page_once() -> None:
     assert sorted(nav) == sorted(page.name for page in DOCS.glob("*.md"))
 
 
+# -- what espace promises
+
+
+def _promised() -> list[tuple[str, str]]:
+    """(file, name) of every test that the page of promises names."""
+    return re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", pages.text_of(DOCS / "promises.md"))
+
+
+def test_every_promise_names_a_test_that_is_there() -> None:
+    text = pages.text_of(DOCS / "promises.md")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| fault |")]
+    assert [row for row in rows if row.count(" | ") != 5 or not re.search(r"`tests/[\w/]+\.py::\w+` \|$", row)] == []
+    there = {file: (pages.HOME / file).read_text() for file, _ in _promised()}
+    assert [f"{file}::{name}" for file, name in _promised() if f"def {name}(" not in there[file]] == []
+
+
+def test_every_fuzzed_door_is_promised() -> None:
+    doors = {f"tests/fuzz/{p.name}" for p in (pages.HOME / "tests" / "fuzz").glob("test_*.py")}
+    assert doors == {file for file, _ in _promised() if file.startswith("tests/fuzz/")}
+
+
 # -- the two commands
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -31,6 +33,8 @@ from espace.registry.signature import accepts
 
 Tables: TypeAlias = Literal["exact", "lazy", "dense"]
 
+_TOO_LARGE = re.compile("overflow|can't allocate|out of memory", re.I)
+
 
 def make(registry: Registry, kind: str, component: Component | Optimizer, *given: object, where: str) -> Any:
     """Call the registered factory with what espace gives and the options of the YAML.
@@ -41,7 +45,12 @@ def make(registry: Registry, kind: str, component: Component | Optimizer, *given
     try:
         return entry.factory(*given, **component.options)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: {component.type} cannot be built: {error}") from error
+        raise ConfigError(f"{where}: {component.type} cannot be built: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """What torch says, without the frames of its own."""
+    return str(error).partition("\nException raised from")[0].partition("\nframe #0")[0]
 
 
 def chain_of(config: Config) -> Chain:
@@ -79,7 +88,30 @@ def tables_of(config: Config, registry: Registry) -> Tables:
 
 
 def build_model(config: Config, registry: Registry, layout: Layout, drawn: bool = True) -> Model:
-    """The model with freshly drawn parameters, from torch's random state; unless `drawn`, its tables are empty."""
+    """The model with freshly drawn parameters, from torch's random state; unless `drawn`, its tables are empty.
+
+    Raises ConfigError also for one that no memory holds.
+    """
+    with _of_a_size_that_can_be():
+        return _built(config, registry, layout, drawn)
+
+
+@contextmanager
+def _of_a_size_that_can_be() -> Iterator[None]:
+    """Turns what torch and Python say of sizes beyond all numbers or all memory into a ConfigError."""
+    try:
+        yield
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+        said = _said(error)
+        if not isinstance(error, MemoryError | OverflowError) and not _TOO_LARGE.search(said):
+            raise
+        raise ConfigError(
+            f"the model is too large to be built here: {said or 'there is not enough memory'}. Make the widths of"
+            " embedding, sharing and towers smaller, or tables by min_count or buckets."
+        ) from error
+
+
+def _built(config: Config, registry: Registry, layout: Layout, drawn: bool) -> Model:
     chain, features = chain_of(config), features_of(config)
     names = [t.name for t in chain.heads]
     sparse = tables_of(config, registry) != "dense"

@@ -29,6 +29,7 @@ from espace.data.encoding.vocabulary import Vocabulary
 from espace.data.reading.decoded import as_table, to_parquet
 from espace.data.reading.naming import file_name
 from espace.data.reading.readers import Piece, apart
+from espace.data.reading.schemas import refuse_repeats
 from espace.errors import ConfigError, NonFiniteError, RunError, did_you_mean
 from espace.model.model import Model
 from espace.registry.blame import parts_told
@@ -121,10 +122,12 @@ class Run:
             return self._predict(read, "the table")
 
     def _check_input(self, where: str, found: Sequence[str], apart: Mapping[str, str] | None = None) -> None:
-        """Raise DataError naming every column that the model or a score reads and the input lacks."""
+        """Raise DataError naming every column that the model or a score reads and the input lacks, or has twice."""
         check_columns(where, self.encoder.columns(labels=False), found, "which the model reads", apart)
         for name, score in self.scores.items():
             check_columns(where, score.columns, found, f"which scores.{name} reads", apart)
+        wanted = set(self._input_columns())
+        refuse_repeats([name for name in found if name in wanted], where, "Leave in the one that is meant.")
 
     def _input_columns(self) -> list[str]:
         return [*self.encoder.columns(labels=False), *(c for score in self.scores.values() for c in score.columns)]

@@ -57,6 +57,7 @@ def read_checkpoint(path: Path, map_location: MAP_LOCATION = "cpu", *, only_whol
     try:
         _check(path, only_whole)
         found = torch.load(path, map_location=map_location, weights_only=True)
+        _check_tensors(found)
     except RunError:
         raise
     except Exception as error:
@@ -64,6 +65,20 @@ def read_checkpoint(path: Path, map_location: MAP_LOCATION = "cpu", *, only_whol
     if not isinstance(found, dict):
         raise RunError(f"{path}: it holds a {type(found).__name__}, so it is no checkpoint of espace. {_ANOTHER}")
     return found
+
+
+def _check_tensors(found: object) -> None:
+    """Raise ValueError for a tensor that is not an array of numbers, such as a sparse one, or one without content."""
+    if isinstance(found, Mapping):
+        for value in found.values():
+            _check_tensors(value)
+    elif isinstance(found, list | tuple):
+        for value in found:
+            _check_tensors(value)
+    elif isinstance(found, torch.Tensor) and (found.layout != torch.strided or found.is_meta or found.is_complex()):
+        raise ValueError(
+            f"a tensor in it is {found.layout} of {found.dtype} on {found.device}, and no array of numbers"
+        )
 
 
 def _check(path: Path, only_whole: bool) -> None:

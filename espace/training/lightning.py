@@ -217,13 +217,22 @@ class Training(pl.LightningModule):
         found = checkpoint["espace_metrics"]
         if found["window"] is not None:
             names = list(self.judge.terms.names)
-            self._window = Terms(names, *(found["window"][n].to(self.device) for n in ("sums", "rows")))
+            self._window = Terms(
+                names, *(_stood(found["window"][n], len(names), self.device) for n in ("sums", "rows"))
+            )
         if self.trainer.is_global_zero:
             self._metrics.cut(found["size"])
 
     @property
     def _metrics(self) -> MetricsFile:
         return next(logger for logger in self.trainer.loggers if isinstance(logger, MetricsFile))
+
+
+def _stood(found: object, terms: int, device: torch.device) -> Tensor:
+    """(terms,) as a checkpoint has them. Raises ValueError for anything else."""
+    if not isinstance(found, Tensor) or found.shape != (terms,) or not found.is_floating_point():
+        raise ValueError(f"where the metrics stand is not told by {terms} numbers")
+    return found.to(device)
 
 
 def _nothing() -> None:

@@ -93,19 +93,19 @@ def test_a_sealed_file_gives_back_what_was_written_and_nothing_when_any_byte_is_
 def test_a_sealed_parquet_file_is_read_as_before_and_any_byte_counts(tmp_path):
     path, table = tmp_path / "x.parquet", pa.table({"a": range(20), "b": ["x"] * 20})
     pq.write_table(table, path)
-    sealed.seal_parquet(path)
+    sealed.seal_parquet(path, "key")
     good = path.read_bytes()
     assert pq.read_table(path).equals(table)
-    assert sealed.is_whole(path)
+    assert sealed.is_whole(path, "key")
     for at in range(len(good)):
         path.write_bytes(flipped(good, at))
         sealed._whole.clear()  # two writes within a tick of the clock
-        assert not sealed.is_whole(path), at
+        assert not sealed.is_whole(path, "key"), at
     for size in range(len(good)):
         path.write_bytes(good[:size])
-        assert not sealed.is_whole(path), size
+        assert not sealed.is_whole(path, "key"), size
     path.write_bytes(good)
-    assert sealed.is_whole(path)
+    assert sealed.is_whole(path, "key")
 
 
 def test_whatever_is_damaged_in_the_cache_the_same_is_learnt(shop, folder):
@@ -133,6 +133,23 @@ def test_files_of_the_cache_that_changed_places_are_not_taken_for_each_other(sho
         one.write_bytes(other.read_bytes())
         other.write_bytes(first)
         assert learnt(shop) == whole
+
+
+def test_a_table_of_other_rows_is_not_taken_for_the_one_whose_name_it_got(shop, folder):
+    """Whole as it is: a cache is copied, and put together from two."""
+    whole = learnt(shop)
+    (mine,) = folder.rglob("*.parquet")
+    good = mine.read_bytes()
+    others = rows(30, 2).drop_columns(["history", "tags", "tag_weights", "text"])
+    pc.write_csv(others, "other.csv")
+    Files("other.csv", "validation")
+    (other,) = set(folder.rglob("*.parquet")) - {mine}
+    mine.write_bytes(other.read_bytes())
+    for path in kept(folder):
+        if path.suffix in (".scan", ".batch"):
+            path.unlink()
+    assert learnt(shop) == whole
+    assert mine.read_bytes() == good
 
 
 def test_a_fit_with_every_file_of_the_cache_damaged_ends_with_the_same_bits(shop, folder):
@@ -178,7 +195,7 @@ def test_a_cache_that_takes_no_files_costs_time_and_not_the_run(shop, folder, mo
 
 
 def test_a_disk_that_does_not_keep_what_is_written_is_told_with_a_way_out(shop, monkeypatch):
-    monkeypatch.setattr(sealed, "seal_parquet", lambda path: None)
+    monkeypatch.setattr(sealed, "seal_parquet", lambda path, key: None)
     with pytest.raises(
         DataError, match=r"cache: what is written there is not what is read, 3 times\. Set ESPACE_CACHE"
     ):

@@ -205,6 +205,11 @@ WRONG_PLACE = {
     "a step in words": setting("global_step", "many"),
     "no place of the metrics": dropping("espace_metrics"),
     "a place of the metrics in words": setting("espace_metrics/size", "all"),
+    "sums of other terms": setting("espace_metrics/window", {"sums": torch.ones(7), "rows": torch.ones(7)}),
+    "sums in words": setting("espace_metrics/window", {"sums": "many", "rows": torch.ones(2)}),
+    "whole numbers as sums": setting(
+        "espace_metrics/window", {n: torch.ones(2, dtype=torch.int64) for n in ("sums", "rows")}
+    ),
     "callbacks that are a list": setting("callbacks", [1]),
     "rows seen in the future": setting(
         "optimizer_states",

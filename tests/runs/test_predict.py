@@ -153,6 +153,12 @@ class TestTables:
         with pytest.raises(DataError, match=r"no column 'user_id', which the model reads\. Did you mean 'usr_id'\?"):
             model.predict(ROWS.rename_columns({"user_id": "usr_id"}))
 
+    def test_a_column_that_is_there_twice_is_refused_if_the_model_reads_it(self, model):
+        twice = ROWS.append_column("click", ROWS["click"])
+        assert model.predict(twice).equals(model.predict(ROWS))
+        with pytest.raises(DataError, match="the table: has more than one column named 'user_id'"):
+            model.predict(twice.append_column("user_id", ROWS["user_id"]))
+
     def test_a_value_that_cannot_be_read_names_its_row(self, model):
         long = pa.concat_tables([ROWS] * 30)
         wrong = put(long, price=lambda v: [*("1" for _ in v[:-2]), "cheap", "2"])

@@ -179,6 +179,13 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path):
         read_checkpoint(tmp_path / "last.ckpt")
 
 
+@pytest.mark.parametrize("odd", [torch.eye(3).to_sparse(), torch.empty(3, device="meta"), torch.tensor(1j)])
+def test_a_tensor_that_is_no_array_of_numbers_is_refused_wherever_it_stands(tmp_path, odd):
+    write_checkpoint({"a": [{"b": (1, odd)}]}, tmp_path / "last.ckpt")
+    with pytest.raises(RunError, match=r"last\.ckpt: it cannot be read as .* a tensor in it is .* no array of numbers"):
+        read_checkpoint(tmp_path / "last.ckpt")
+
+
 def test_a_missing_checkpoint_is_told_from_a_damaged_one(tmp_path):
     with pytest.raises(RunError, match=r"best\.ckpt: there is no such checkpoint"):
         read_checkpoint(tmp_path / "best.ckpt")

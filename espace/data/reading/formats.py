@@ -113,7 +113,7 @@ class ConvertedFile:
         for _ in range(_TRIES):
             path = self.kept.filled(self._write)
             with contextlib.suppress(OSError):  # somebody has emptied the cache since
-                if sealed.is_whole(path):
+                if sealed.is_whole(path, self.kept.key):
                     return _OpenParquet(pa.OSFile(str(path)), f"{self.place.name} (converted: {path})")
                 self.kept.forget()
         what = f"what is written there is not what is read, {_TRIES} times"
@@ -122,7 +122,7 @@ class ConvertedFile:
     def _write(self, path: Path) -> None:
         self.place.check()
         self.write(path)
-        sealed.seal_parquet(path)
+        sealed.seal_parquet(path, self.kept.key)
         self.place.check()
 
 

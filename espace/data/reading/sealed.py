@@ -72,18 +72,19 @@ def _arrays(data: mmap, start: int, kinds: Sequence[tuple[str, list[int]]]) -> l
     return arrays
 
 
-def seal_parquet(path: Path) -> None:
-    """Put a digest of a Parquet file in front of its footer, where readers do not look."""
+def seal_parquet(path: Path, key: str) -> None:
+    """Put a digest of a Parquet file and of `key` in front of its footer, where readers do not look."""
     with path.open("rb+") as file:
-        digest, at = _hashed(file.fileno(), 0), _footer(file.fileno())
+        digest, at = _hashed(file.fileno(), 0, key), _footer(file.fileno())
         file.seek(at)
         footer = file.read()
         file.seek(at)
         file.write(digest + footer)
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a Parquet file is as `seal_parquet` left it; looked at once in a process, as long as nobody writes to it.
+def is_whole(path: Path, key: str) -> bool:
+    """Whether a Parquet file is as `seal_parquet` left it under `key`; looked at once in a process, as long as nobody
+    writes to it.
 
     Raises FileNotFoundError.
     """
@@ -92,7 +93,7 @@ def is_whole(path: Path) -> bool:
         now = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if _whole.get(path) != now:
             at = _footer(file.fileno()) - _DIGEST
-            if at < 0 or os.pread(file.fileno(), _DIGEST, at) != _hashed(file.fileno(), at):
+            if at < 0 or os.pread(file.fileno(), _DIGEST, at) != _hashed(file.fileno(), at, key):
                 return False
             _whole[path] = now
     return True
@@ -104,11 +105,12 @@ def _footer(file: int) -> int:
     return size - 8 - int.from_bytes(os.pread(file, 4, max(size - 8, 0)), "little")
 
 
-def _hashed(file: int, gap: int) -> bytes:
-    """Of all bytes, but for those of a digest at `gap`, where that is not 0."""
+def _hashed(file: int, gap: int, key: str) -> bytes:
+    """Of all bytes, but for those of a digest at `gap`, where that is not 0, and of the key."""
     hashed, at = xxhash.xxh3_128(), 0
     while block := os.pread(file, min(_BLOCK, gap - at) if at < gap else _BLOCK, at):
         hashed.update(block)
         at += len(block)
         at += _DIGEST if at == gap else 0
+    hashed.update(key.encode())
     return hashed.digest()

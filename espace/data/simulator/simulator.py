@@ -32,6 +32,7 @@ Column = tuple[str, tuple[str, ...]]  # a method of `Impressions` and what to as
 
 _FEATURES = ("row", "user_id", "item_id", "user_group", "item_category", "context")
 _LISTS = ("history", "history_category")
+MOST_PIECES, MOST_NUMBERS = 2**20, 2**30  # of one source; that a world keeps of its users and items
 _DRAWS = ("user", "item", "hidden")  # a stage called like one of these would be drawn with its random numbers
 
 
@@ -158,8 +159,29 @@ def _problems(options: Simulator) -> Iterator[str]:
     except ChainError as error:
         yield f"data.{error}"
     else:
+        yield from _size_problems(options, chain)
         yield from _names_taken(chain)
         yield from _rate_problems(options, chain)
+
+
+def _size_problems(options: Simulator, chain: Chain) -> Iterator[str]:
+    """What no memory holds."""
+    whole = (options.users, options.items, options.latent, options.piece_rows)
+    if not all(_is_whole(n) and n >= 1 for n in whole):
+        return  # which is told
+    outcomes = sum(len(t.outcomes) for t in chain.heads)
+    numbers = max((options.users + options.items) * options.latent, options.piece_rows) * outcomes
+    if numbers > MOST_NUMBERS:
+        yield (
+            f"data.users, items, latent and piece_rows: {options.users:,} users and {options.items:,} items of"
+            f" {options.latent:,} numbers each, for {outcomes} outcomes, or {options.piece_rows:,} rows at a time are"
+            f" more than {MOST_NUMBERS:,} numbers. Make them fewer."
+        )
+    if options.source > MOST_PIECES * options.piece_rows:
+        yield (
+            f"data.{options.split}: {options.source:,} rows are more than {MOST_PIECES:,} times the"
+            f" {options.piece_rows:,} of data.piece_rows. Make them fewer."
+        )
 
 
 def _mismatch(value: object, hint: object) -> str | None:
