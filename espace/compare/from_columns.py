@@ -19,8 +19,9 @@ from espace.data.stream.plan import Plan
 from espace.data.stream.stream import Stream
 from espace.errors import DataError
 from espace.registry.registry import Registry
-from espace.runs.build import build_objective, build_weighting, chain_of, extras_of, labels_of, rows_at_once
+from espace.runs.build import build_objective, build_weighting, chain_of, labels_of
 from espace.runs.evaluating import Evaluated, See, evaluate
+from espace.runs.inputs import extras_of, rows_at_once
 from espace.runs.opening import open_parts
 
 _LEAST = 1e-35  # what stands for a probability of 0, so that its logarithm is a number, in float32 too

@@ -113,7 +113,7 @@ class Data(Section):
     share: Annotated[float, Gt(0), Le(1)] = 1.0
     weight: str | None = None
     known_by: str | None = None
-    batch_size: Count = 1024
+    batch_size: Count | None = None  # by the number of training rows
     shuffle: bool = True
     shuffle_rows: Count = 262_144
     violations: Literal["error", "drop", "zero", "promote"] = "error"
@@ -149,7 +149,7 @@ class Optimizer(Section):
     """
 
     type: str = "adam"
-    lr: Positive = 1e-3
+    lr: Positive | None = None  # by the size of a batch
     tables: Literal["exact", "lazy", "dense"] | None = None
     tables_lr: Positive | None = None
     schedule: Component = Component(type="constant")

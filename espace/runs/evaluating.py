@@ -19,12 +19,8 @@ from espace.data.stream.stream import Stream
 from espace.errors import ConfigError, did_you_mean
 from espace.registry.blame import parts_told
 from espace.registry.registry import Registry
-from espace.runs.build import (
-    build_encoder,
-    build_objective,
-    chain_of,
-    spaces_of,
-)
+from espace.runs.build import build_objective, chain_of, spaces_of
+from espace.runs.inputs import build_encoder
 from espace.runs.metrics import build_metrics
 from espace.runs.opening import PARTS, Prepared, judge_scans, open_parts, task_of
 from espace.runs.report import Report

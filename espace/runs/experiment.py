@@ -15,12 +15,11 @@ from espace.config import Config
 from espace.errors import ConfigError
 from espace.registry.blame import parts_told
 from espace.registry.registry import Registry
-from espace.runs.build import (
-    build_model_probe,
-    tables_of,
-)
+from espace.runs.build import tables_of
 from espace.runs.folder import clear_beginning, has_begun, new_folder, owned, refuse_taken, removed_if_empty
 from espace.runs.html import in_notebook
+from espace.runs.inputs import build_model_probe
+from espace.runs.length import settled, told
 from espace.runs.metrics import metric_names
 from espace.runs.opening import Prepared, prepare
 from espace.runs.report import Report
@@ -58,7 +57,9 @@ class Experiment:
         """
         self._check_machine()
         with parts_told(self.registry):
-            return prepare(self.config, self.registry, report or Report(quiet=True))
+            prepared = prepare(self.config, self.registry, report or Report(quiet=True))
+            _settled(self.config, prepared, report or Report(quiet=True))
+            return prepared
 
     def _check_machine(self) -> None:
         """Raise ConfigError for what `trainer` asks of a machine that this one is not."""
@@ -91,26 +92,28 @@ class Experiment:
         mine = owned(folder) if _is_first_rank() else nullcontext()
         fresh = (parts_told(self.registry), torch.random.fork_rng(devices=[]), torch_as_it_was())
         with removed_if_empty(folder), mine, fresh[0], fresh[1], fresh[2]:
-            goes_on = self._enter(folder, resume is not None, report)
+            goes_on, asked = self._enter(folder, resume is not None, report)
             wanted = tables_of(self.config, self.registry) != "dense" and not torch.cuda.is_available()
             kernels = Thread(target=load_kernels if wanted else None)  # beside reading, which leaves a core idle
             kernels.start()
             prepared = prepare(self.config, self.registry, report)
-            check_length(self.config, prepared)
-            trained = Fitting(self.config, self.registry, prepared, folder, report)
+            config = _settled(asked, prepared, report)
+            check_length(config, prepared)
+            trained = Fitting(config, self.registry, prepared, folder, report)
             kernels.join()  # numba changes the filters of warnings while it compiles, and so does what follows
             if not trained.run(goes_on):
                 return None
             return trained.finish()
 
-    def _enter(self, folder: Path, resumes: bool, report: Report) -> bool:
-        """Whether to go on from a checkpoint in the folder. Raises RunError when this is not the run that began there,
-        or
-        a new one would write over something."""
-        goes_on = resumes and has_begun(folder)
+    def _enter(self, folder: Path, resumes: bool, report: Report) -> tuple[bool, Config]:
+        """Whether to go on from a checkpoint in the folder, and with which configuration.
+
+        Raises RunError when this is not the run that began there, or a new one would write over something.
+        """
+        goes_on, config = resumes and has_begun(folder), self.config
         if goes_on:
-            for note in check_same(self.config, self.registry, folder, self._said):
-                report.warn(note)
+            config, notes = check_same(config, self.registry, folder, self._said)
+            report.warn_all(notes)
         elif resumes:
             report.warn(f"{folder}: the run was stopped before its first checkpoint, so it begins at the start.")
         if _is_first_rank():
@@ -119,9 +122,18 @@ class Experiment:
             elif not goes_on:
                 clear_beginning(folder)
             if goes_on and any(text.startswith("optimizer.") for text in self._said):
-                configuration.save(self.config, folder / "config.yaml")  # so that the run goes on so next time too
+                configuration.save(config, folder / "config.yaml")  # so that the run goes on so next time too
             remember(folder, self.config.plugins)
-        return goes_on
+        return goes_on, config
+
+
+def _settled(config: Config, prepared: Prepared, report: Report) -> Config:
+    """The configuration with the length of training that its rows ask for, which is told."""
+    rows = prepared.rows
+    found = settled(config, rows, "validation" in prepared.parts)
+    if line := told(config, found, rows):
+        report.tell(line)
+    return found
 
 
 def _check_names(config: Config, registry: Registry) -> None:

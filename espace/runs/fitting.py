@@ -22,12 +22,7 @@ from espace.errors import ConfigError, NonFiniteError, RunError
 from espace.registry.registry import Registry
 from espace.runs.around import build_callbacks, build_loggers
 from espace.runs.artefact import artefact_of, place_in, told_in
-from espace.runs.build import (
-    build_model,
-    build_objective,
-    build_sampler,
-    build_weighting,
-)
+from espace.runs.build import build_model, build_objective, build_sampler, build_weighting
 from espace.runs.diverging import base_terms, may_have_diverged, refuse_diverged
 from espace.runs.evaluating import build_judge, evaluate
 from espace.runs.failing import deaths_told, explained
@@ -47,6 +42,8 @@ from espace.training.lightning import Training
 from espace.training.memory import keep_freed
 from espace.training.precision import default_precision
 from espace.training.trainer import lightning_quiet, make_trainer
+
+_STILL = 2e-3  # a gain of the last validation that says that training was too short
 
 
 class _Trainer(Protocol):
@@ -108,6 +105,11 @@ class Fitting:
         told = explained(self.folder, start, lambda: checkpoints.began, trainer.world_size)
         with told, lightning_quiet(), deaths_told(self.folder), _alone_again(), interrupts:
             self._fit(trainer, monitored, start)
+        if checkpoints.gain > _STILL:
+            self.report.warn(
+                f"{trainer.global_step:,} steps; {config.monitor} was still getting better at the end, by"
+                f" {checkpoints.gain:.1%} since the validation before. Train longer: trainer.max_epochs, or max_steps."
+            )
         return bool(trainer.is_global_zero)
 
     def _fit(self, trainer: _Trainer, monitored: bool, start: Path | None) -> None:

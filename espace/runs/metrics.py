@@ -13,7 +13,8 @@ from espace.data.encoding.table import Extra
 from espace.errors import ConfigError
 from espace.model.returned import check_numbers
 from espace.registry.registry import Registry
-from espace.runs.build import build_objective, chain_of, extras_of, make, spaces_of
+from espace.runs.build import build_objective, chain_of, make, spaces_of
+from espace.runs.inputs import extras_of
 
 
 def build_metrics(config: Config, registry: Registry) -> dict[str, dict[str, Metric]]:

@@ -26,20 +26,18 @@ from espace.errors import ConfigError, DataError, did_you_mean
 from espace.registry.registry import Registry
 from espace.registry.signature import accepts
 from espace.runs.build import (
-    build_encoder,
     build_objective,
     build_sampler,
     chain_of,
-    extras_of,
     features_of,
     labels_of,
     limits_of,
-    rows_at_once,
     sampling_of,
     scores_of,
-    text_of,
 )
 from espace.runs.html import html_of
+from espace.runs.inputs import build_encoder, extras_of, rows_at_once, text_of
+from espace.runs.length import batch_size
 from espace.runs.report import Report
 from espace.runs.run import (
     Run,
@@ -64,10 +62,16 @@ class Prepared:
         rows = ", ".join(f"{name} {scan.tally.rows:,} rows" for name, scan in self.scans.items())
         return html_of(f"Nothing stands against training: {rows}", self.tables)
 
+    @property
+    def rows(self) -> int:
+        """How many training rows there are."""
+        return sum(self.scans["train"].counts)
+
     def plan(self, config: Config) -> Plan:
         """The order of the training rows."""
         data = config.data
-        return Plan(self.scans["train"].counts, data.batch_size, config.seed, data.shuffle, data.shuffle_rows)
+        size = data.batch_size or batch_size(self.rows)
+        return Plan(self.scans["train"].counts, size, config.seed, data.shuffle, data.shuffle_rows)
 
     def stream(self, config: Config, name: str) -> Stream:
         """The batches of a part in the order of the file, for evaluation."""

@@ -13,6 +13,7 @@ from espace.errors import PluginError
 from espace.registry.registry import Registry
 from espace.registry.signature import accepts
 from espace.runs.build import make, tables_of
+from espace.runs.length import RATE
 from espace.training.rates import Rates
 
 
@@ -21,7 +22,7 @@ def build_rates(config: Config, registry: Registry, batches: int) -> Rates:
     section, where = config.optimizer, "optimizer.schedule"
     schedule: Schedule = make(registry, "schedules", section.schedule, steps_of(config, batches), where=where)
     make_optimizer = partial(_optimizer, config, registry)
-    return Rates(make_optimizer, tables_of(config, registry), section.lr, section.tables_lr, schedule)
+    return Rates(make_optimizer, tables_of(config, registry), section.lr or RATE, section.tables_lr, schedule)
 
 
 def steps_of(config: Config, batches: int) -> int | None:

@@ -11,6 +11,7 @@ from espace.config.yamlfile import show
 from espace.errors import ConfigError, RunError
 from espace.registry.registry import Registry
 from espace.runs.artefact import told_in
+from espace.runs.length import as_begun
 from espace.runs.opening import PARTS
 from espace.training.checkpoint import read_checkpoint
 
@@ -44,18 +45,20 @@ _DATA_MAY_CHANGE = (
 )  # that the training rows are the same is checked
 
 
-def check_same(config: Config, registry: Registry, run: Path, said: Sequence[str] = ()) -> list[str]:
+def check_same(config: Config, registry: Registry, run: Path, said: Sequence[str] = ()) -> tuple[Config, list[str]]:
     """Raise RunError when the run was begun with options that cannot change on the way, as its checkpoint has them.
 
-    A rate may change where an override in `said` says so; returned is a line for each that does.
+    A rate may change where an override in `said` says so. Returned are the configuration, which where it leaves the
+    length open has the numbers that were chosen when the run began, and a line for each rate that changes.
     """
     file = run / "checkpoints" / "last.ckpt"
     told = told_in(read_checkpoint(file, only_whole=True), file)["config"]
     try:
-        then = Config.from_dict(told, registry).to_dict()
+        begun = Config.from_dict(told, registry)
     except ConfigError as error:
         raise RunError(f"{run}: it was begun with what is not there now: {error} Start a new run.") from error
-    now = config.to_dict()
+    config = as_begun(config, begun)
+    then, now = begun.to_dict(), config.to_dict()
     notes = _take_rates(then["optimizer"], now["optimizer"], {text.partition("=")[0].strip() for text in said})
     changed = [key for key in then if key not in (*_MAY_CHANGE, "data") and now[key] != then[key]]
     for section, keys in (("data", {**then["data"], **now["data"]}), ("trainer", dict.fromkeys(_PLACE))):
@@ -68,7 +71,7 @@ def check_same(config: Config, registry: Registry, run: Path, said: Sequence[str
             f" run goes on: {', '.join(_MAY_CHANGE)}; with an override, {' and '.join(_RATES)}. Start a new run with"
             " another --run-dir."
         )
-    return notes
+    return config, notes
 
 
 def _take_rates(then: dict[str, Any], now: dict[str, Any], said: set[str]) -> list[str]:

@@ -36,8 +36,9 @@ from espace.registry.blame import parts_told
 from espace.registry.registry import Registry
 from espace.registry.registry import load as load_plugins
 from espace.runs.artefact import Artefact, check_complete, opened, understood
-from espace.runs.build import build_encoder, build_model, build_objective, build_weighting, rows_at_once, scores_of
+from espace.runs.build import build_model, build_objective, build_weighting, scores_of
 from espace.runs.html import html_of_run, results_in
+from espace.runs.inputs import build_encoder, rows_at_once
 from espace.runs.passing import check_columns, passed_on
 from espace.runs.trust import chosen
 from espace.training.checkpoint import read_checkpoint

@@ -16,19 +16,18 @@ from espace.model.embedding import Embedding, feature_spec
 from espace.registry.registry import KINDS, Entry
 from espace.registry.registry import load as load_plugins
 from espace.runs.build import (
-    build_model_probe,
     build_objective,
     chain_of,
     features_of,
     joint_of,
     kind_of,
     labels_of,
-    layout_without_data,
     sampling_of,
     scores_of,
     tower_of,
 )
 from espace.runs.experiment import Experiment
+from espace.runs.inputs import build_model_probe, layout_without_data
 
 
 def describe(experiment: Experiment) -> str:

@@ -193,11 +193,13 @@ def _number(name: str, value: float) -> str:
     return f"{value:.3f}" if "predicted_over_" in name else f"{value:.4f}"
 
 
+_OFF = 0.1  # predicted over observed, from 1
+_MOST = 0.5  # of the loss, the share of one value
 _DIVERGED = 3.0  # a log-loss that no weights reach by learning
 
 
 def suspicious(config: Config, metrics: Mapping[str, float]) -> list[str]:
-    """Towers that look dead: at chance, constant, or off by more than a factor of 2."""
+    """Towers that look dead: at chance, constant, or off by more than chance explains; and a value that rules the loss."""
     found = []
     for space in spaces_of(config):
         auc, ratio = (metrics.get(f"{space}/{v}", math.nan) for v in ("auc", "predicted_over_observed"))
@@ -217,9 +219,26 @@ def suspicious(config: Config, metrics: Mapping[str, float]) -> list[str]:
                 " has diverged, and these predictions are of no use. Lower optimizer.lr, or look for huge numbers among"
                 " the features."
             )
-        if ratio > 2 or ratio < 0.5:
+        error = math.sqrt((1 - positives / rows) / positives) if 0 < positives <= rows else math.nan
+        if abs(ratio - 1) > max(_OFF, 3 * error):
             found.append(
-                f"'{space}' predicts {ratio:.2f} times what was observed. Were the rows sampled, or is the time"
-                " another?"
+                f"'{space}' predicts {ratio:.2f} times what was observed; chance is within {1 - 2 * error:.2f} and"
+                f" {1 + 2 * error:.2f}. Were the rows sampled, is the time another, or was training too short?"
             )
-    return found
+    return [*found, *_ruling(config, metrics)]
+
+
+def _ruling(config: Config, metrics: Mapping[str, float]) -> Iterator[str]:
+    """A value whose term is most of the loss: it chooses the weights that are kept."""
+    chain = chain_of(config)
+    values = {v.amount if v.parent == chain.root else f"{v.amount}_given_{v.parent}": v.amount for v in chain.values}
+    terms = {n.removeprefix("loss/"): abs(v) for n, v in metrics.items() if n.startswith("loss/")}
+    stages = {term: config.stages.get(values.get(term, term)) for term in terms}
+    weighed = {term: v * (1.0 if (s := stages[term]) is None else s.weight) for term, v in terms.items()}
+    for term, name in values.items():
+        share = weighed.get(term, 0.0) / (sum(weighed.values()) or 1.0)
+        if share > _MOST:
+            yield (
+                f"the term of '{name}' is {share:.0%} of the loss, so it decides which weights are kept. Lower"
+                f" stages.{name}.weight, or let monitor name the probability that you need."
+            )

@@ -40,6 +40,7 @@ class Checkpoints(pl.Callback):
         self.folder, self.monitor, self.mode, self.every, self.patience = folder, monitor, mode, every, patience
         self.best: float | None = None
         self.waited = 0  # validations since the best one; once patience is over it stays over
+        self.gain = 0.0  # by how much of itself the last validation bettered the best before it
         self.began = False  # whether all that a checkpoint says has been taken up
         self._due = False
         self._between_steps = False
@@ -101,6 +102,7 @@ class Checkpoints(pl.Callback):
         assert isinstance(pl_module, Training), "made together"
         score = pl_module.told[self.monitor]
         better = self._is_better(score)
+        self.gain = abs(score - self.best) / abs(self.best) if better and self.best else 0.0
         if better:
             self.best = score
             self._save(trainer, "best", weights_only=True)

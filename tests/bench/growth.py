@@ -27,8 +27,9 @@ from espace.config import Config
 from espace.data.batch import Batch, Ragged
 from espace.data.encoding.vocabulary import FIRST
 from espace.registry.registry import load
-from espace.runs.build import build_model, build_objective, build_weighting, layout_without_data
+from espace.runs.build import build_model, build_objective, build_weighting
 from espace.runs.evaluating import build_judge
+from espace.runs.inputs import layout_without_data
 from espace.runs.optimising import build_rates
 from espace.training.lightning import Training
 from espace.training.optim import LazyAdam

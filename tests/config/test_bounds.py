@@ -10,8 +10,9 @@ import espace
 from espace.chain.checks import MAX_NAMES
 from espace.config import load
 from espace.errors import ChainError, ConfigError, EspaceError
-from espace.runs.build import build_model, layout_without_data
+from espace.runs.build import build_model
 from espace.runs.experiment import Experiment
+from espace.runs.inputs import layout_without_data
 
 BASE = "chain: [impression -> click]\ndata: {train: t.parquet}\nfeatures: {user_id: id}\n"
 DOUBLED_TEXT = "".join(f"x{i}: '${{x{i - 1}}}${{x{i - 1}}}'\n" for i in range(1, 60))

@@ -207,7 +207,7 @@ def test_eleven_words_are_enough_and_every_default_is_written_out(write: Write) 
     assert tree["data"]["delimiter"] == ","
     assert tree["features"]["user_id"]["min_count"] == 1
     assert tree["metrics"]["auc"] == {"type": "auc", "bins": 10}
-    assert (tree["optimizer"]["lr"], tree["optimizer"]["betas"]) == (1e-3, [0.9, 0.999])
+    assert (tree["optimizer"]["lr"], tree["optimizer"]["betas"]) == (None, [0.9, 0.999])
 
 
 @pytest.mark.parametrize("text", [SMALL, FULL, SHARE, UNTIL])

@@ -14,8 +14,9 @@ import torch
 from espace.chain.chain import Chain
 from espace.data.batch import Batch
 from espace.parts.objectives.entire_space import EntireSpace
-from espace.runs.build import build_encoder, build_model, features_of
+from espace.runs.build import build_model, features_of
 from espace.runs.experiment import Experiment
+from espace.runs.inputs import build_encoder
 from espace.testing import random_labels
 from tests.papers.plain import ROWS, assert_close, coins, entropy, gradient, loss, model, rates
 

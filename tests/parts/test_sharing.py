@@ -18,8 +18,9 @@ from espace.errors import ConfigError, PluginError
 from espace.model.blocks import Gate
 from espace.model.model import Model
 from espace.registry.registry import Registry, load
-from espace.runs.build import build_encoder, build_model, build_objective, chain_of, features_of
+from espace.runs.build import build_model, build_objective, chain_of, features_of
 from espace.runs.experiment import Experiment
+from espace.runs.inputs import build_encoder
 from espace.runs.show import catalogue
 from espace.testing import random_labels
 from espace.training.judging import Terms, Utilisation
