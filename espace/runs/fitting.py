@@ -140,6 +140,7 @@ class Fitting:
             self.config.seed,
             {**artefact_of(self.config, self.prepared.encoder), "data": self._identity()},
             self.report.warn if self.config.cuda_graphs else None,
+            self.config.optimizer.average or 0.0,
         )
 
     def _identity(self) -> str:

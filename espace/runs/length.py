@@ -8,6 +8,7 @@ A small set needs many short steps and several epochs, a large one is learnt in 
   algorithms").
 * `trainer.max_epochs`: at most as many as make a million rows, 50 at most; without validation rows, which would tell
   when to stop, as many as make a quarter of that, 10 at most.
+* `optimizer.average`: 0.99 where there are several epochs to stop in, else 0.
 * `patience`: as many validations as there are epochs, 4 to 12.
 """
 
@@ -25,6 +26,7 @@ _MOST, _MOST_UNWATCHED = 50, 10  # epochs
 _BATCHES = 256  # of an epoch, or more
 _LEAST, _LARGEST = 64, 1024  # rows of a batch
 RATE = 1e-3  # for batches of 1,024, and wherever the size of a batch is written
+_AVERAGE = 0.99
 _PATIENCE = (4, 12)  # validations
 
 
@@ -36,8 +38,10 @@ def settled(config: Config, rows: int, monitored: bool) -> Config:
     size = config.data.batch_size or batch_size(rows)
     own = config.data.batch_size is None
     rate = config.optimizer.lr or RATE * (math.sqrt(size / _LARGEST) if own else 1.0)
+    average, several = config.optimizer.average, is_open(config.trainer) and most_epochs(rows, monitored) > 1
+    average = (_AVERAGE if several else 0.0) if average is None else average
     data = config.data.model_copy(update={"batch_size": size})
-    optimizer = config.optimizer.model_copy(update={"lr": rate})
+    optimizer = config.optimizer.model_copy(update={"lr": rate, "average": average})
     changed: dict[str, Any] = {"data": data, "optimizer": optimizer}
     if is_open(config.trainer):
         epochs = most_epochs(rows, monitored)
@@ -52,8 +56,8 @@ def as_begun(config: Config, begun: Config) -> Config:
     changed: dict[str, Any] = {}
     if config.data.batch_size is None:
         changed["data"] = config.data.model_copy(update={"batch_size": begun.data.batch_size})
-    if config.optimizer.lr is None:
-        changed["optimizer"] = config.optimizer.model_copy(update={"lr": begun.optimizer.lr})
+    left = {k: getattr(begun.optimizer, k) for k in ("lr", "average") if getattr(config.optimizer, k) is None}
+    changed["optimizer"] = config.optimizer.model_copy(update=left)
     if is_open(config.trainer) and "max_epochs" in begun.trainer:
         changed["trainer"] = {**config.trainer, "max_epochs": begun.trainer["max_epochs"]}
         changed["patience"] = config.patience or begun.patience
@@ -91,7 +95,9 @@ def told(asked: Config, found: Config, rows: int) -> str | None:
             parts[-1] += f", until {found.monitor} has not improved for {found.patience} validations"
         elif epochs > 1:
             parts[-1] = f"{epochs} epochs of {steps:,} steps"
+    if asked.optimizer.average is None and found.optimizer.average:
+        parts.append(f"the average of about the last {1 / (1 - found.optimizer.average):.0f} weights is kept")
     if not parts:
         return None
-    keys = "data.batch_size, optimizer.lr, trainer.max_epochs and patience set them"
+    keys = "data.batch_size, optimizer.lr, optimizer.average, trainer.max_epochs and patience set them"
     return f"Chosen for {rows:,} training rows: {'; '.join(parts)} ({keys})."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias
@@ -134,8 +135,9 @@ class Checkpoints(pl.Callback):
         assert isinstance(module, Training), "made together"
         if weights_only:
             module.settle()
-        check_weights(trainer)
-        trainer.save_checkpoint(self.folder / f"{name}.ckpt", weights_only)
+        with module.averaged() if weights_only else nullcontext():
+            check_weights(trainer)
+            trainer.save_checkpoint(self.folder / f"{name}.ckpt", weights_only)
 
     def _is_better(self, score: float) -> bool:
         if score != score:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from espace.errors import NonFiniteError
 from espace.model.embedding import Table
 from espace.model.model import Model
 from espace.model.returned import check_loss
+from espace.training.averaging import Average
 from espace.training.graphs import Graphed
 from espace.training.judging import Judge, Objective, Terms, Utilisation, check_finite
 from espace.training.rates import Rates
@@ -47,6 +49,7 @@ class Training(pl.LightningModule):
         rates: what decides how far a step goes.
         seed: every step's random numbers are drawn from (seed, step, rank), so that a resumed run draws the same.
         artefact: plain values that travel in every checkpoint under "espace".
+        average: the decay of the average of weights that is judged and kept; 0 for the weights themselves.
         graphs: on a CUDA device steps become graphs; it is called with a line that says why not. None: they never do.
     """
 
@@ -60,6 +63,7 @@ class Training(pl.LightningModule):
         seed: int,
         artefact: Mapping[str, object],
         graphs: Callable[[str], None] | None = None,
+        average: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -76,6 +80,10 @@ class Training(pl.LightningModule):
         self._settle: Callable[[], None] = _nothing
         self._tell_graphs = graphs
         self._graphed: Graphed[Losses] | None = None
+        self._decay = average
+        self._average: Average | None = None
+        self._averages: object = None  # of a checkpoint, until there are weights to take them
+        self._shown = ExitStack()  # while the averages stand where the weights are
         self._has_gradients = False  # of the step at hand, before it goes backward
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -124,6 +132,23 @@ class Training(pl.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         self._rates.set(self.trainer.optimizers[0], self._base, self.global_step)
+
+    def on_fit_start(self) -> None:
+        """The weights are where they will be trained: from here on they are averaged."""
+        if self._decay:
+            self._average = Average({"model": self.model, "weighting": self.weighting}, self._decay)
+            if self._averages is not None:
+                self._average.load(self._averages)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step, and what it adds to the averages."""
+        super().optimizer_step(*args, **kwargs)
+        if self._average is not None:
+            self._average.update(self.global_step + 1)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The weights that are judged and kept stand in the module."""
+        return nullcontext() if self._average is None else self._average.in_place()
 
     def on_train_start(self) -> None:
         """Steps that can become graphs do: those of one process on a CUDA device, each with one batch."""
@@ -178,8 +203,9 @@ class Training(pl.LightningModule):
         self._tell({"train/loss": float(loss), **terms, **last, **gates}, self.global_step + 1)
 
     def on_validation_start(self) -> None:
-        """Judge whole tables."""
+        """Judge whole tables, and averages where there are any."""
         self.settle()
+        self._shown.enter_context(self.averaged())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Judge one batch."""
@@ -187,6 +213,7 @@ class Training(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log every probability's metrics in its own space."""
+        self._shown.close()
         found = {f"val/{name}": value for name, value in self.judge.compute().items()}
         self.judge.reset()
         self._rates.judged(found["val/loss"])
@@ -210,10 +237,12 @@ class Training(pl.LightningModule):
         window = None if self._window is None else {"sums": self._window.sums, "rows": self._window.rows}
         checkpoint["espace_metrics"] = {"window": window, "size": self._metrics.size()}
         checkpoint["espace_schedule"] = self._rates.state()
+        checkpoint["espace_average"] = None if self._average is None else self._average.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the metrics as they stood: what the run wrote after the checkpoint is dropped."""
         self._rates.load(checkpoint.get("espace_schedule", {}))  # espace 0.1.0 wrote none
+        self._averages = checkpoint.get("espace_average")
         found = checkpoint["espace_metrics"]
         if found["window"] is not None:
             names = list(self.judge.terms.names)

@@ -77,6 +77,10 @@ SCHEDULES: dict[str, dict[str, Any]] = {
             {"type": "sgd", "momentum": 0.9, "nesterov": True, "schedule": {"type": "constant", "warmup_steps": 3}},
         )
     },
+    "averaged weights": {
+        "optimizer": {"lr": 0.02, "average": 0.9},
+        "trainer": {"val_check_interval": 2, "max_epochs": 1},
+    },
     "patience": {"patience": 2, "trainer": {"val_check_interval": 2}, "optimizer": {"lr": 0.3}},
 }
 COUNTS = dict(
