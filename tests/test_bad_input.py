@@ -477,7 +477,7 @@ class TestConfig:
             "towers.conversion: this is neither a stage that has a tower nor a transition.",
             "towers.cart_to_buy: mlp has no option 'hiden_units'. Did you mean 'hidden_units'?",
             "embeding: there is no such key. Did you mean 'embedding'?",
-            "optimizer.lr: -1 is not a number above 0.",
+            "optimizer.lr: -1 is not a number above 0 or null.",
             "optimizer.beta: there is no such key. Did you mean 'betas'?",
             "data.bach_size: there is no such key. Did you mean 'batch_size'?",
             "data.batch_size: 0 is not a whole number above 0.",
@@ -525,7 +525,7 @@ class TestConfig:
         refused(
             said,
             "lr: there is no such key. It belongs to optimizer.",
-            "type: there is no such key. Known: chain,",
+            "type: there is no such key. Known: callbacks, chain,",
             "optimizer.batch_size: there is no such key. It belongs to data.",
             "optimizer.seed: there is no such key. It belongs to the top level.",
             "optimizer.lrr: there is no such key. Did you mean 'lr'?",
@@ -748,7 +748,7 @@ class TestRunFolders:
         refused(said, "run: the training data is not what it was when the run began. Start a new run.")
 
     def test_a_run_cannot_be_resumed_as_another_model(self, copied):
-        said = copied.espace("fit", "--resume", "run", "tower.hidden_units=[5]", "optimizer.lr=1", "data.batch_size=7")
+        said = copied.espace("fit", "--resume", "run", "tower.hidden_units=[5]", "optimizer.eps=1", "data.batch_size=7")
         refused(said, "run: it was begun with another tower, optimizer, data.batch_size.", "Start a new run")
 
     @pytest.mark.parametrize("command", ["predict", "evaluate"])

@@ -10,7 +10,7 @@ from typing import Any
 
 from espace.chain.chain import Chain
 from espace.chain.pieces import ChainPiece
-from espace.config.schema import DATA_KEYS, DEFAULTS, EMPTY, EXPERT, NAMED_PARTS, OPTIMIZER_KEYS, PARTS, VALUE
+from espace.config.schema import DATA_KEYS, DEFAULTS, EMPTY, EXPERT, NAMED_PARTS, OPTIMIZER_KEYS, PARTS, VALUE, Fields
 from espace.config.validate import bind
 from espace.config.yamlfile import Key, Problem, show
 from espace.errors import ChainError, EspaceError, PluginError, did_you_mean
@@ -186,7 +186,7 @@ class Binder:
             raise PluginError(
                 f"reader '{kind}' has an option '{min(clash)}', a key of data. Its author has to rename it."
             )
-        options, problems = bind(entry, rest, ("data",), also=DATA_KEYS)
+        options, problems = bind(entry, rest, ("data",), also=DATA_KEYS, whole=Fields)
         self.problems += problems
         return {**closed, "options": options}
 
@@ -205,7 +205,7 @@ class Binder:
         if closed.get("tables") in ("exact", "lazy") and not accepts(entry.factory, 2):
             what = f"with {kind} every row may move in every step. Write dense, or leave it out."
             self._refuse((*key, "tables"), what)
-        options, problems = bind(entry, rest, key, also=OPTIMIZER_KEYS)
+        options, problems = bind(entry, rest, key, also=OPTIMIZER_KEYS, whole=Fields)
         self.problems += problems
         return {**closed, "options": options}
 

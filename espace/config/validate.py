@@ -51,14 +51,23 @@ _BOOLEAN_WORDS = frozenset({"on", "off", "yes", "no"})
 
 
 def check(
-    model: type[Model], tree: Mapping[str, Any], key: Key, entry: Entry | None = None, also: Collection[str] = ()
+    model: type[Model],
+    tree: Mapping[str, Any],
+    key: Key,
+    entry: Entry | None = None,
+    also: Collection[str] = (),
+    whole: type[BaseModel] | None = None,
 ) -> tuple[Model | None, list[Problem]]:
-    """The values as a model, or every reason why not. `key` is where they stand; `also` are more names to suggest."""
+    """The values as a model, or every reason why not.
+
+    key: where they stand; also: more names to suggest; whole: the model in whose parts an unknown key may be at home,
+    `model` by default.
+    """
     try:
         return model.model_validate_json(json.dumps(tree)), []
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False)
-        return None, [_problem(detail, model, tree, key, entry, also) for detail in details]
+        return None, [_problem(detail, model, whole or model, tree, key, entry, also) for detail in details]
 
 
 @lru_cache(maxsize=512)
@@ -78,10 +87,14 @@ def options_model(entry: Entry) -> type[BaseModel]:
 
 
 def bind(
-    entry: Entry, options: Mapping[str, Any], key: Key, also: Collection[str] = ()
+    entry: Entry,
+    options: Mapping[str, Any],
+    key: Key,
+    also: Collection[str] = (),
+    whole: type[BaseModel] | None = None,
 ) -> tuple[dict[str, Any], list[Problem]]:
     """The options with every default written out, as plain values; with problems, those that are right so far."""
-    model, problems = check(options_model(entry), options, key, None if also else entry, also or entry.beside)
+    model, problems = check(options_model(entry), options, key, None if also else entry, also or entry.beside, whole)
     if model is None:
         wrong = {p.key[len(key)] for p in problems}
         return {name: value for name, value in options.items() if name not in wrong}, problems
@@ -163,14 +176,20 @@ def _limits(metadata: Iterable[Any]) -> list[str]:
 
 
 def _problem(
-    detail: ErrorDetails, model: type[BaseModel], tree: object, key: Key, entry: Entry | None, also: Collection[str]
+    detail: ErrorDetails,
+    model: type[BaseModel],
+    whole: type[BaseModel],
+    tree: object,
+    key: Key,
+    entry: Entry | None,
+    also: Collection[str],
 ) -> Problem:
     """One of pydantic's errors in our words."""
     too_short = detail["type"] == "missing" and isinstance(detail["loc"][-1], int)
     location = detail["loc"][:-1] if too_short else detail["loc"]
     at, annotation = _locate(model, location)
     if detail["type"] == "extra_forbidden":
-        return _unknown((*key, *location), [*hints_of(_inside(annotation)), *also], entry, model)
+        return _unknown((*key, *location), [*hints_of(_inside(annotation)), *also], entry, whole)
     if detail["type"] == "missing" and not too_short:
         return _missing((*key, *at), describe(annotation), entry)
     value, wanted = _value(tree, at), describe(annotation)

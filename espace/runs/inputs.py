@@ -1,4 +1,4 @@
-"""From a checked configuration to what reads its data: the encoder, the columns that metrics want, the sizes of tables."""
+"""From a checked configuration to what reads its data: the encoder, columns that metrics want, sizes of tables."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 A small set needs many short steps and several epochs, a large one is learnt in one. What is written in the YAML stays.
 
 * `data.batch_size`: the power of two below a 256th of the training rows, from 64 to 1,024.
-* `optimizer.lr`: 1e-3 at 1,024 rows a batch, and for a smaller batch chosen here in proportion to the square root of
+* `optimizer.lr`: 1e-3, and for a batch of fewer than 256 rows chosen here less, in proportion to the square root of
   its rows, as Adam's noise asks for (Malladi et al., NeurIPS 2022, "On the SDEs and scaling rules for adaptive gradient
   algorithms").
 * `trainer.max_epochs`: at most as many as make a million rows, 50 at most; without validation rows, which would tell
@@ -25,7 +25,8 @@ _UNWATCHED = 2**18  # the same, without validation rows
 _MOST, _MOST_UNWATCHED = 50, 10  # epochs
 _BATCHES = 256  # of an epoch, or more
 _LEAST, _LARGEST = 64, 1024  # rows of a batch
-RATE = 1e-3  # for batches of 1,024, and wherever the size of a batch is written
+_SMALL = 256  # rows of a batch, below which the rate falls
+RATE = 1e-3  # for larger batches, and wherever the size of a batch is written
 _AVERAGE = 0.99
 _PATIENCE = (4, 12)  # validations
 
@@ -37,7 +38,7 @@ def settled(config: Config, rows: int, monitored: bool) -> Config:
     """
     size = config.data.batch_size or batch_size(rows)
     own = config.data.batch_size is None
-    rate = config.optimizer.lr or RATE * (math.sqrt(size / _LARGEST) if own else 1.0)
+    rate = config.optimizer.lr or RATE * (math.sqrt(min(1.0, size / _SMALL)) if own else 1.0)
     average, several = config.optimizer.average, is_open(config.trainer) and most_epochs(rows, monitored) > 1
     average = (_AVERAGE if several else 0.0) if average is None else average
     data = config.data.model_copy(update={"batch_size": size})

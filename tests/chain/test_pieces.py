@@ -244,7 +244,7 @@ def test_lists_and_the_json_schema_have_the_pieces(file: Any, shop: Any) -> None
     assert "  refund  (" in said.out
     assert "A purchase may be sent back.\n      after: text; default 'conversion'\n" in said.out
     schema = json_schema(registry)
-    assert schema["properties"]["pieces"] == {"type": "array", "items": {"$ref": "#/$defs/pieces"}}
+    assert {"type": "array", "items": {"$ref": "#/$defs/pieces"}} in schema["properties"]["pieces"]["anyOf"]
     bare, refund, *_ = schema["$defs"]["pieces"]["oneOf"]
     assert bare["enum"] == ["refund", "review"]
     assert set(refund["properties"]) == {"type", "after", "weight"}

@@ -497,12 +497,11 @@ def test_every_misspelt_key_has_its_place_and_the_right_name(
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("batch_size: 64", "batch_size: abc", r"^x.yaml:16:3: data.batch_size: 'abc' is not a whole number above 0\.$"),
-        ("batch_size: 64", "batch_size: '64'", r"'64' is not a whole number above 0\. Remove its quotes"),
+        ("batch_size: 64", "batch_size: abc", r"^x.yaml:16:3: data.batch_size: 'abc' is not a whole number above 0 or null\.$"),
+        ("batch_size: 64", "batch_size: '64'", r"'64' is not a whole number above 0 or null\. Remove its quotes"),
         ("batch_size: 64", "batch_size: 64.0", r"data.batch_size: 64.0 is not a whole number above 0"),
         ("batch_size: 64", "batch_size: true", r"data.batch_size: true is not a whole number above 0"),
         ("batch_size: 64", "batch_size: 0", r"data.batch_size: 0 is not a whole number above 0"),
-        ("batch_size: 64", "batch_size:", r"data.batch_size: null is not a whole number above 0"),
         ("shuffle: false", "shuffle: 1", r"data.shuffle: 1 is not true or false"),
         ("shuffle: false", "shuffle: off", r"data.shuffle: 'off' is not true or false\. Only true and false are"),
         ("name: everything", "name: 2024", r"^x.yaml:1:1: name: 2024 is not text or null\. Put it in quotes: '2024'"),

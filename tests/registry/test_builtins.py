@@ -288,7 +288,7 @@ class TestLogLoss(MetricTests):
 
 class TestCalibration(MetricTests):
     metric = Calibration
-    options = {"points": 7}
+    options = {"points": 7, "max_rows": 500, "bins": 100}
 
 
 class TestCount(MetricTests):

@@ -65,11 +65,12 @@ def test_what_was_chosen_is_told_and_stands_in_the_run(shop: Shop) -> None:
     said = shop.espace("fit", open_yaml(shop), "--run-dir", "run")
     assert said.code == 0
     line = (
-        "Chosen for 600 training rows: batches of 64; a rate of 0.00025; up to 6 epochs of 10 steps, until val/loss has"
-        " not improved for 6 validations (data.batch_size, optimizer.lr, trainer.max_epochs and patience set them)."
+        "Chosen for 600 training rows: batches of 64; a rate of 0.0005; up to 6 epochs of 10 steps, until val/loss has"
+        " not improved for 6 validations; the average of about the last 100 weights is kept (data.batch_size, optimizer.lr,"
+        " optimizer.average, trainer.max_epochs and patience set them)."
     )
     assert line in said.out
-    assert lengths(config_of(Path("run"))) == (64, 0.00025, 6, 6)
+    assert lengths(config_of(Path("run"))) == (64, 0.0005, 6, 6)
     assert line in shop.espace("check", "shop.yaml").out
 
 
@@ -84,7 +85,7 @@ def test_what_is_written_stays(shop: Shop) -> None:
 def test_without_validation_rows_the_length_is_fixed_and_waits_for_nothing(shop: Shop) -> None:
     data = {k: v for k, v in CONFIG["data"].items() if k not in ("batch_size", "validation", "test")}
     said = shop.espace("check", open_yaml(shop, data=data))
-    assert "batches of 64; a rate of 0.00025; 10 epochs of 10 steps (" in said.out
+    assert "batches of 64; a rate of 0.0005; 10 epochs of 10 steps; the average" in said.out
 
 
 def test_a_run_that_goes_on_keeps_what_was_chosen_at_its_beginning(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

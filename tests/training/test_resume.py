@@ -84,7 +84,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "patience": {"patience": 2, "trainer": {"val_check_interval": 2}, "optimizer": {"lr": 0.3}},
 }
 COUNTS = dict(
-    zip(SCHEDULES, [14, 14, 21, 14, 21, 14, 9, 6, 12, 10, 3, 9, *[7] * 6], strict=False)
+    zip(SCHEDULES, [14, 14, 21, 14, 21, 14, 9, 6, 12, 10, 3, 9, *[7] * 7], strict=False)
 )  # patience ends when it ends
 
 
