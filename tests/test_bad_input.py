@@ -480,7 +480,7 @@ class TestConfig:
             "optimizer.lr: -1 is not a number above 0 or null.",
             "optimizer.beta: there is no such key. Did you mean 'betas'?",
             "data.bach_size: there is no such key. Did you mean 'batch_size'?",
-            "data.batch_size: 0 is not a whole number above 0.",
+            "data.batch_size: 0 is not a whole number above 0 or null.",
             "features.user_id.type: there is no kind of feature 'idd'. Did you mean 'id'?",
             "features.price: number has no option 'log1pp'. Did you mean 'log1p'?",
             "gauc needs the option 'by'",
