@@ -10,7 +10,18 @@ from typing import Any
 
 from espace.chain.chain import Chain
 from espace.chain.pieces import ChainPiece
-from espace.config.schema import DATA_KEYS, DEFAULTS, EMPTY, EXPERT, NAMED_PARTS, OPTIMIZER_KEYS, PARTS, VALUE, Fields
+from espace.config.schema import (
+    DATA_KEYS,
+    DEFAULTS,
+    EMPTY,
+    EXPERT,
+    NAMED_PARTS,
+    OPTIMIZER_KEYS,
+    PARTS,
+    PRESETS,
+    VALUE,
+    Fields,
+)
 from espace.config.validate import bind
 from espace.config.yamlfile import Key, Problem, show
 from espace.errors import ChainError, EspaceError, PluginError, did_you_mean
@@ -61,6 +72,21 @@ def _of_value(stage: object) -> object:
     return {"kind": VALUE, **({} if stage is None else stage)} if stage is None or isinstance(stage, dict) else stage
 
 
+def _preset(tree: Mapping[str, Any], preset: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The tree, and what a preset says where the tree says nothing: another tower keeps its own options, and a length of
+    training in steps or time has no epochs."""
+    found = dict(tree)
+    for key, section in preset.items():
+        written = tree.get(key, {})
+        if key == "tower" and key in tree:
+            continue
+        if key == "trainer" and isinstance(written, dict) and not written.keys().isdisjoint(("max_steps", "max_time")):
+            continue
+        if isinstance(written, dict):
+            found[key] = {**section, **{name: value for name, value in written.items() if value is not None}}
+    return found
+
+
 class Binder:
     """Turns a tree as it was written into one in the shape of `schema.Fields`; gathers problems on the way.
 
@@ -75,6 +101,8 @@ class Binder:
     def bind(self, written: Mapping[str, Any]) -> dict[str, Any]:
         """The tree with every part as `{type, options}`, defaults written out. Problematic options are left out."""
         tree = {key: value for key, value in written.items() if value is not None}
+        if tree.get("preset") in PRESETS:
+            tree = _preset(tree, PRESETS[tree["preset"]])
         if isinstance(tree.get("chain"), str):
             tree["chain"] = [line.strip() for line in tree["chain"].splitlines() if line.strip()]
         if "pieces" in tree:

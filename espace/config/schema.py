@@ -43,6 +43,15 @@ DEFAULTS: dict[str, Any] = {
     "loggers": {"tensorboard": "tensorboard"},
     "optimizer": {"schedule": "constant"},
 }
+PRESETS: dict[str, dict[str, Any]] = {  # what stands where the YAML says nothing; settings of a paper, for comparisons
+    "paper": {  # Ma et al., SIGIR 2018, section 3.1, and one pass over the rows
+        "data": {"batch_size": 1024},
+        "embedding": {"dim": 18},
+        "tower": {"type": "mlp", "hidden_units": [360, 200, 80]},
+        "optimizer": {"lr": 1e-3, "average": 0.0},
+        "trainer": {"max_epochs": 1},
+    }
+}
 EXPERT = "mlp"  # the default of sharing.expert
 VALUE = "lognormal"  # the default kind of a value
 
@@ -170,6 +179,7 @@ class Fields(Section):
     """The whole of it, part for part."""
 
     name: str | None = None
+    preset: Literal["paper"] | None = None
     chain: list[str]
     pieces: list[Component] = []
     labels: dict[str, str] = {}

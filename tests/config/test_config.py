@@ -999,3 +999,41 @@ def test_whatever_is_typed_is_read_or_refused_with_places(
         assert all(p.startswith((f"{path}:", "override '")) for p in error.problems)  # noqa: PT017
     else:
         assert Config.from_dict(config.to_dict(), REGISTRY) == config
+
+
+# Presets
+
+
+def test_a_preset_stands_where_nothing_is_written(write: Write) -> None:
+    config = read(write(SMALL + "preset: paper\n"))
+    assert (config.data.batch_size, config.optimizer.lr, config.optimizer.average) == (1024, 0.001, 0.0)
+    assert (config.embedding.dim, config.trainer) == (18, {"max_epochs": 1})
+    assert config.tower.options["hidden_units"] == [360, 200, 80]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.batch_size=64", 64),
+        ("optimizer.lr=0.5", 0.5),
+        ("embedding.dim=4", 4),
+        ("trainer.max_epochs=7", 7),
+        ("tower.hidden_units=[3]", [3]),
+    ],
+)
+def test_what_is_written_goes_before_a_preset(write: Write, override: str, expected: Any) -> None:
+    place = override.partition("=")[0].split(".")
+    found: Any = read(write(SMALL + "preset: paper\n"), override).to_dict()
+    for key in place:
+        found = found[key]
+    assert found == expected
+
+
+def test_a_preset_adds_no_epochs_to_a_length_in_steps_and_no_options_to_another_tower(write: Write) -> None:
+    config = read(write(SMALL + "preset: paper\n"), "trainer.max_steps=5", "tower={type: mlp}")
+    assert config.trainer == {"max_steps": 5}
+    assert read(write(SMALL + "preset: paper\ntower: din\n")).tower.type == "din"
+
+
+def test_an_unknown_preset_is_refused(write: Write) -> None:
+    assert found(write(SMALL + "preset: papers\n"), r"preset: 'papers' is not 'paper' or null|Did you mean 'paper'")
