@@ -278,7 +278,7 @@ def lines(name: str, seeds: int, overrides: Sequence[str], cache: Path | None) -
         path = written(task, tables, Path(folder))
         for seed in range(seeds):
             began = time.perf_counter()
-            predicted = ours(task, tables, path, [f"seed={seed}", *overrides])
+            predicted = ours(task, tables, path, [f"seed={seed}", *overrides])["test"]
             for t in wanted:
                 use, happened = test[t.name]
                 took = {"seconds": time.perf_counter() - began}

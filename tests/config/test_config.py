@@ -1032,7 +1032,7 @@ def test_what_is_written_goes_before_a_preset(write: Write, override: str, expec
 def test_a_preset_adds_no_epochs_to_a_length_in_steps_and_no_options_to_another_tower(write: Write) -> None:
     config = read(write(SMALL + "preset: paper\n"), "trainer.max_steps=5", "tower={type: mlp}")
     assert config.trainer == {"max_steps": 5}
-    assert read(write(SMALL + "preset: paper\ntower: din\n")).tower.type == "din"
+    assert read(write(SMALL + "preset: paper\ntower: {type: din, key: h}\n")).tower.type == "din"
 
 
 def test_an_unknown_preset_is_refused(write: Write) -> None:
