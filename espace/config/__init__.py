@@ -35,6 +35,7 @@ __all__ = [
     "Component",
     "Config",
     "check_monitor",
+    "escaped",
     "json_schema",
     "listed_plugins",
     "load",
@@ -94,7 +95,7 @@ def override(config: Config, overrides: Sequence[str], registry: Registry) -> Co
 def save(config: Config, path: str | Path) -> None:
     """Write a YAML file that `load` reads as the same configuration, every default written out; all of it or
     nothing."""
-    text = f"# Every default is written out. To repeat: espace fit {path}\n{dump(_escaped(config.to_dict()))}"
+    text = f"# Every default is written out. To repeat: espace fit {path}\n{dump(escaped(config.to_dict()))}"
     partial = Path(f"{path}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -268,10 +269,10 @@ def _why(text: str, key: Key, reason: str) -> str:
     return f"{show(text)} leads nowhere: {reason[:1].lower()}{reason[1:]}. Mend it, or write \\${{ for the characters."
 
 
-def _escaped(value: Any) -> Any:
+def escaped(value: Any) -> Any:
     """The same values, in which no text is taken for a reference when it is read again."""
     if isinstance(value, dict):
-        return {name: _escaped(item) for name, item in value.items()}
+        return {name: escaped(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_escaped(item) for item in value]
+        return [escaped(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

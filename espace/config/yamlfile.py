@@ -144,6 +144,14 @@ def dump(tree: dict[str, Any]) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=False)
 
 
+def inline(value: Any) -> str:
+    """A plain value as YAML on one line, which both read alike as well."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf, default_flow_style=True
+    )
+    return str(text).removesuffix("\n").removesuffix("\n...")
+
+
 def _text_of(path: Path) -> str:
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
