@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from espace.config import escaped
@@ -53,7 +54,8 @@ def draft(data: str, out: Path | None = None, chain: str | None = None) -> str:
         if name_problem(name)
     }
     try:
-        found = guess(seen, chain, odd)
+        with np.errstate(all="ignore"):  # sums of what is nearly infinite
+            found = guess(seen, chain, odd)
     except ChainError as error:
         raise ChainError(f"--{error}") from error
     except DataError as error:

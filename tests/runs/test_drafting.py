@@ -261,3 +261,43 @@ def test_real_data_is_guessed_and_passes_check(shop: Shop, name: str) -> None:
     assert tree["chain"] == [chain]
     assert not never & {*tree["features"]}
     assert shop.espace("check", "experiment.yaml").error == ""
+
+
+@SOME
+@given(st.integers(0, 10_000))
+def test_odd_types_and_values_pass_check(shop: Shop, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    click, buy = nested(seed, 2)
+    start = datetime(2026, 1, 1)
+    some = random.random(800) < 0.2
+    zoned = pa.array([start + timedelta(hours=int(h)) for h in random.integers(0, 900, 800)], pa.timestamp("us", "UTC"))
+    columns = {
+        "clicked": pa.array(click),
+        "bought": pa.array(buy.astype(float), mask=some & ~click),
+        "big": pa.array(random.integers(2**60, 2**62, 60)[random.integers(0, 60, 800)]),
+        "float_id": pa.array(random.integers(0, 90, 800).astype(float), mask=some),
+        "wide_float_id": pa.array(random.integers(2**54, 2**55, 9)[random.integers(0, 9, 800)].astype(float)),
+        "infinite": pa.array(np.where(some, np.inf, random.normal(size=800))),
+        "nan": pa.array(np.where(some, np.nan, random.normal(size=800)), from_pandas=False),
+        "money": pa.array([f"{v:.2f}" for v in random.gamma(2, 20, 800)]).cast(pa.decimal128(10, 2)),
+        "seen": zoned,
+        "born": pa.array([start.date() - timedelta(days=int(d)) for d in random.integers(0, 9000, 800)]),
+        "day_text": pa.array([f"2026-01-{d:02d}" for d in random.integers(1, 28, 800)], mask=some),
+        "clock": pa.array(random.integers(0, 86400, 800).astype("int32"), pa.time32("s")),
+        "raw": pa.array([bytes([v]) for v in random.integers(65, 80, 800)]),
+        "pair": pa.array([{"a": 1}] * 800),
+        "lists": pa.array([[1, None] if v else None for v in some]),
+        "fixed": pa.array(random.normal(size=(800, 2)).tolist(), pa.list_(pa.float32(), 2)),
+        "kinds": pa.array(random.choice(["a", "b", ""], 800)).dictionary_encode(),
+        "json": pa.array([f"[{a}, {b}]" for a, b in random.integers(0, 5, (800, 2))]),
+        "nothing": pa.nulls(800),
+    }
+    tree = made(shop, pa.table(columns))
+    assert tree["chain"] == ["impression -> clicked -> bought"]
+
+
+def test_a_column_called_like_a_stage_never_comes_in_as_a_feature(shop: Shop) -> None:
+    table = rows(800, 0).select(["user_id", "item_id", "click"])
+    clicked = np.flatnonzero(table["click"].to_numpy())[:3]
+    tree = made(shop, table.append_column("purchase", pa.array(np.isin(np.arange(800), clicked).astype(int))))
+    assert (tree["chain"], "purchase" in tree["features"]) == (["impression -> click"], False)

@@ -77,6 +77,8 @@ def guess(seen: Sample, chain: str | None, odd: Mapping[str, str]) -> Guess:
     odd |= {s: f"it is called like the stage {s}" for s in parsed.stages if s in columns and s not in used}
     rest = {name: column for name, column in columns.items() if name not in used and name not in odd}
     leaks = {name: why for name, column in rest.items() if (why := _leak(column, told))}
+    likely = [n for n, c in rest.items() if n not in leaks and c.binary and staging.is_hinted(c)]
+    leaks |= dict.fromkeys(likely, "it is called like a stage; add it if it is known before")
     if not chain:
         for name, stage in _values(rest, leaks, told).items():
             lines = (
@@ -98,10 +100,12 @@ def _guessed(columns: Mapping[str, Column]) -> tuple[list[str], dict[str, str]]:
     found = staging.candidates([*columns.values()])
     path = staging.longest(found)
     if not path:
+        few = [c.name for c in columns.values() if c.binary and c not in found and staging.is_hinted(c)]
         there = [c.name for c in columns.values() if c.binary]
         what = (
             f"The columns of 0 and 1 are {', '.join(there[:20])}" if there else "No column has 0 and 1 and nothing else"
         )
+        what += f"; 1 or 0 in fewer than {staging.LEAST} rows: {', '.join(few)}" if few else ""
         raise DataError(
             "no stages can be guessed: there is no column of 0 and 1 that is called like a stage, and none that"
             f" happens only where another does. {what}. Say what follows what, as in --chain 'impression -> click ->"

@@ -34,6 +34,8 @@ _IDS = {
         "hour",
         "weekday",
     ),
+    *("session", "request", "search", "query", "impression", "customer", "member", "visitor", "author", "publisher"),
+    *("place", "platform", "browser", "language", "lang", "topic", "tag", "categorical", "cate", "state", "county"),
     *("month", "slot", "position", "hash", "sku", "key"),
 }
 _NUMBERS = {
@@ -101,7 +103,7 @@ def _number(column: Column, seen: Sample, n: int) -> Role:
     assert x is not None, "a number"
     x = x[column.known]
     alone = column.whole and column.distinct == n >= _ENOUGH
-    rising = bool(np.all(np.diff(x) > 0)) or bool(np.all(np.diff(x) < 0))
+    rising = bool(np.all(x[1:] > x[:-1]) or np.all(x[1:] < x[:-1]))
     if alone and (rising or is_id(column) or {*column.words} & _ROWS):
         return Role("it differs in every row, as the number of a row does")
     if is_id(column):
