@@ -14,19 +14,21 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from espace.chain.chain import Chain
 from espace.config.crosscheck import feature_columns, judged_by, label_columns
 from espace.config.patterns import is_pattern
 from espace.config.schema import Fields
 from espace.config.yamlfile import Key, Problem
-from espace.contracts import Reader
 from espace.data.reading.readers import apart
 from espace.data.reading.sorts import SORTS, sorts_of
 from espace.errors import did_you_mean
 from espace.registry.registry import Registry
 from espace.registry.signature import accepts
+
+if TYPE_CHECKING:
+    from espace.contracts import Reader
 
 _SHOWN = 6  # names that are told of one pattern
 _TRUTHS = ("true_", "potential_")  # what the simulator knows of a row
