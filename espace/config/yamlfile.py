@@ -22,7 +22,7 @@ from espace.errors import ConfigError, did_you_mean
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
-MAX_NODES = 10_000
+MAX_NODES = 50_000  # a feature with its defaults written out is some ten of them
 _TOO_MANY = f"aliases and lists make more than {MAX_NODES:,} values; keep long lists in data files"
 
 Key = tuple[str | int, ...]  # where a value stands in the tree: ("features", "user_id", "dim"), ("chain", 0)

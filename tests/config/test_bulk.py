@@ -197,3 +197,9 @@ def test_the_json_schema_has_them() -> None:
     found = configuration.json_schema(load_plugins())["properties"]["features"]["patternProperties"]["[*?]"]
     assert {"numbers", "text", "lists"} <= {*found["anyOf"][1]["properties"]}
     assert CONFIG["features"]
+
+
+def test_as_many_columns_as_a_wide_table_has_are_read_again(tmp_path: Path) -> None:
+    config = load(write(tmp_path, [f"c{i}" for i in range(4000)], {"c*": "number"}))
+    save(config, tmp_path / "again.yaml")
+    assert load(tmp_path / "again.yaml") == config
