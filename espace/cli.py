@@ -298,22 +298,30 @@ def compare(
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="What to make: tower.", show_default=False)],
-    name: Annotated[str, typer.Argument(help="What the YAML will call it, such as cross_net.", show_default=False)],
+    kind: Annotated[str, typer.Argument(help="What to make: tower or experiment.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name of the tower; rows of the experiment.", show_default=False)],
     folder: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--folder", help="Where to; by default espace-NAME.", show_default=False),
+        typer.Option("--folder", help="Tower: where to; by default espace-NAME.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Experiment: the YAML to write; by default experiment.yaml.", show_default=False),
+    ] = None,
+    chain: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Experiment: its chain, where it is not to be guessed.", show_default=False),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a folder with a new tower that installs, passes its tests and trains as it is.
+    """Write a folder with a new tower that trains as it is, or a YAML guessed from a file of rows.
 
-    Example: espace new tower cross_net
+    Example: espace new tower cross_net, or espace new experiment train.parquet
     """
     with _told(debug):
-        from espace.registry.new import create
+        from espace.runs.drafting import create
 
-        _say(create(kind, name, folder))
+        _say(create(kind, name, folder, out, chain))
 
 
 @app.command()

@@ -27,7 +27,17 @@ ROOMS = [  # a room imports only from rooms above it
     "cli",
     "__main__",
 ]
-CHAMBERS = ["console", "batch", "reading", "encoding", "auditing", "stream", "simulator", "raw"]  # of data/, likewise
+CHAMBERS = [
+    "console",
+    "batch",
+    "reading",
+    "encoding",
+    "auditing",
+    "stream",
+    "simulator",
+    "raw",
+    "guessing",
+]  # of data/, likewise
 HOMES = {
     "pytorch_lightning": ("training", "data.stream", "cli", "parts.loggers", "testing", "runs.around"),
     "lightning_fabric": ("training",),

@@ -18,10 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from espace.config import crosscheck
+from espace.config import bulk, crosscheck
 from espace.config.json_schema import json_schema
 from espace.config.overrides import apply
 from espace.config.parts import Binder
+from espace.config.patterns import has_patterns
 from espace.config.references import bounded
 from espace.config.schema import DEFAULTS, Component, Fields
 from espace.config.validate import check
@@ -34,9 +35,11 @@ __all__ = [
     "Component",
     "Config",
     "check_monitor",
+    "escaped",
     "json_schema",
     "listed_plugins",
     "load",
+    "load_and_tell",
     "load_with_plugins",
     "monitor_mode",
     "override",
@@ -69,15 +72,17 @@ def load(path: str | Path, overrides: Sequence[str] = (), registry: Registry | N
 
     Without a registry, that of the plugins that the file lists. Raises ConfigError with every problem; PluginError.
     """
-    source = _read(Path(path), overrides)
-    return _assemble(source, registry or _registry_of(source))
+    return _load(_read(Path(path), overrides), registry)[0]
 
 
 def load_with_plugins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, Registry]:
     """As `load`, with the registry of the plugins that the file lists."""
-    source = _read(Path(path), overrides)
-    registry = _registry_of(source)
-    return _assemble(source, registry), registry
+    return load_and_tell(path, overrides)[:2]
+
+
+def load_and_tell(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, Registry, list[str]]:
+    """As `load_with_plugins`, with a line for each pattern of features: what it became."""
+    return _load(_read(Path(path), overrides))
 
 
 def override(config: Config, overrides: Sequence[str], registry: Registry) -> Config:
@@ -90,7 +95,7 @@ def override(config: Config, overrides: Sequence[str], registry: Registry) -> Co
 def save(config: Config, path: str | Path) -> None:
     """Write a YAML file that `load` reads as the same configuration, every default written out; all of it or
     nothing."""
-    text = f"# Every default is written out. To repeat: espace fit {path}\n{dump(_escaped(config.to_dict()))}"
+    text = f"# Every default is written out. To repeat: espace fit {path}\n{dump(escaped(config.to_dict()))}"
     partial = Path(f"{path}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -138,8 +143,36 @@ def _registry_of(source: Source) -> Registry:
     return plugins.load([p for p in listed if isinstance(p, str)] if isinstance(listed, list) else [])
 
 
+def _load(source: Source, registry: Registry | None = None) -> tuple[Config, Registry, list[str]]:
+    registry = registry or _registry_of(source)
+    told = _expand(source, registry) if has_patterns(source.tree.get("features")) else []
+    return _assemble(source, registry), registry, told
+
+
+def _expand(source: Source, registry: Registry) -> list[str]:
+    """Put features in the place of patterns; a line about each. Raises as `load`, and DataError for the data."""
+    patterns = bulk.Bulk(source.tree["features"])
+    now = Source({**source.tree, "features": patterns.for_now()}, source.places, source.problems)
+    config, problems = _judged(now, registry)
+    source.refuse(patterns.problems(problems))
+    assert config is not None, "there was no problem"
+    found = patterns.expand(config, bulk.open_training(config, registry))
+    source.refuse(found.problems)
+    source.tree["features"] = found.features
+    source.places |= {("features", name): source.place(key) for name, key in found.places.items()}
+    return found.told
+
+
 def _assemble(source: Source, registry: Registry) -> Config:
-    """Bind parts, check types, check what types cannot say; refuse with all of it or return the configuration."""
+    """The configuration, or a refusal with all that is wrong."""
+    config, problems = _judged(source, registry)
+    source.refuse(problems)
+    assert config is not None, "there was no problem"
+    return config
+
+
+def _judged(source: Source, registry: Registry) -> tuple[Config | None, list[Problem]]:
+    """Bind parts, check types, check what types cannot say: the configuration if its types hold, and all problems."""
     binder = Binder(registry)
     tree = binder.bind(source.tree)
     source.places |= {key: source.place(piece) for key, piece in binder.origins.items()}
@@ -148,9 +181,7 @@ def _assemble(source: Source, registry: Registry) -> Config:
     known = [p.key for p in source.problems if p.key]
     whole = config or _pruned(tree, mistyped)
     found += crosscheck.problems(whole, [*known, *(p.key for p in found)])
-    source.refuse(p for p in found if not any(p.key[: len(key)] == key for key in known))
-    assert config is not None, "there was no problem"
-    return config
+    return config, [p for p in found if not any(p.key[: len(key)] == key for key in known)]
 
 
 def _pruned(tree: dict[str, Any], problems: list[Problem]) -> Fields:
@@ -238,10 +269,10 @@ def _why(text: str, key: Key, reason: str) -> str:
     return f"{show(text)} leads nowhere: {reason[:1].lower()}{reason[1:]}. Mend it, or write \\${{ for the characters."
 
 
-def _escaped(value: Any) -> Any:
+def escaped(value: Any) -> Any:
     """The same values, in which no text is taken for a reference when it is read again."""
     if isinstance(value, dict):
-        return {name: _escaped(item) for name, item in value.items()}
+        return {name: escaped(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_escaped(item) for item in value]
+        return [escaped(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

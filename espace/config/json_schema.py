@@ -7,6 +7,7 @@ from typing import Any
 from espace.config.parts import entries_of
 from espace.config.schema import DATA_KEYS, DEFAULTS, EMPTY, NAMED_PARTS, OPTIMIZER_KEYS, PARTS, Fields
 from espace.config.validate import options_model
+from espace.data.reading.sorts import SORTS
 from espace.registry.registry import Entry, Registry
 
 Json = dict[str, Any]
@@ -22,6 +23,7 @@ def json_schema(registry: Registry) -> Json:
     properties = schema["properties"]
     properties |= {key: _of(kind) for key, kind in PARTS.items()}
     properties |= {key: _by_name(kind, removable=key in DEFAULTS) for key, kind in NAMED_PARTS.items()}
+    properties["features"]["patternProperties"] = {"[*?]": _of_columns()}
     properties["pieces"] = {"type": "array", "items": _of("pieces")}
     properties["chain"] = {"anyOf": [{"type": "string"}, properties["chain"]], "title": "Chain"}
     shared["Data"] = {"oneOf": [_data(shared["Data"], e, shared) for e in entries_of("readers", registry).values()]}
@@ -52,6 +54,13 @@ def _by_name(kind: str, removable: bool) -> Json:
         "type": "object",
         "additionalProperties": {"anyOf": [_of(kind), {"type": "null"}]} if removable else _of(kind),
     }
+
+
+def _of_columns() -> Json:
+    """What a pattern of features makes of columns: a feature, one for each sort of column, or nothing."""
+    part = {"anyOf": [_of("features"), {"type": "null"}]}
+    sorts = {"type": "object", "properties": dict.fromkeys(SORTS, part), "additionalProperties": False}
+    return {"anyOf": [_of("features"), {**sorts, "minProperties": 1}, {"type": "null"}]}
 
 
 def _choices(kind: str, registry: Registry, shared: Json) -> list[Json]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+from espace.config.patterns import has_patterns, is_pattern
 from espace.config.schema import DEFAULTS, EXPERT, NAMED_PARTS, PARTS
 from espace.config.yamlfile import Key, Place, Problem, Source, dotted, parse_value, show
 from espace.errors import ConfigError, did_you_mean
@@ -52,14 +53,17 @@ def _apply(source: Source, text: str, place: Place) -> None:
         node = node[slot]
     slot = _slot(node, steps[-1], key)
     if value is None and key in _NAMED:
-        _remove(node, steps[-1], DEFAULTS.get(str(key[0]), {}))
+        _remove(node, steps[-1], DEFAULTS.get(str(key[0]), {}), stays=key == ("features",) and has_patterns(node))
     else:
         node[slot] = value
         source.move((*key, slot), place)
 
 
-def _remove(parts: dict[str, Any], name: str, defaults: Mapping[str, Any]) -> None:
-    """Take one of several parts away; a null stays where it takes a default away."""
+def _remove(parts: dict[str, Any], name: str, defaults: Mapping[str, Any], stays: bool) -> None:
+    """Take one of several parts away; a null stays where it takes a default away, or a column from patterns."""
+    if stays and not is_pattern(name, parts.get(name)):
+        parts[name] = None
+        return
     if name not in parts and name not in defaults:
         raise ConfigError(f"there is no '{name}' to remove.{did_you_mean(name, {**parts, **defaults})}")
     parts.pop(name, None)

@@ -22,7 +22,7 @@ from espace.errors import ConfigError, did_you_mean
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
-MAX_NODES = 10_000
+MAX_NODES = 50_000  # a feature with its defaults written out is some ten of them
 _TOO_MANY = f"aliases and lists make more than {MAX_NODES:,} values; keep long lists in data files"
 
 Key = tuple[str | int, ...]  # where a value stands in the tree: ("features", "user_id", "dim"), ("chain", 0)
@@ -142,6 +142,14 @@ def scalar(text: str) -> str | int | float | bool | None:
 def dump(tree: dict[str, Any]) -> str:
     """Plain values as YAML that this module and readers of YAML 1.1 read alike."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=False)
+
+
+def inline(value: Any) -> str:
+    """A plain value as YAML on one line, which both read alike as well."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf, default_flow_style=True
+    )
+    return str(text).removesuffix("\n").removesuffix("\n...")
 
 
 def _text_of(path: Path) -> str:

@@ -51,7 +51,7 @@ def kinds() -> dict[str, str]:
 
 def _check_kind(kind: str) -> None:
     if kind not in kinds():
-        raise EspaceError(f"new: it cannot make a '{kind}'. It can make: {', '.join(kinds())}.")
+        raise EspaceError(f"new: it cannot make a '{kind}'. It can make: {', '.join(kinds())}, experiment.")
 
 
 def _check_name(kind: str, name: str) -> None:

@@ -35,8 +35,9 @@ class Experiment:
     Raises ConfigError with every problem of the file at once.
     """
 
-    def __init__(self, config: Config, registry: Registry, said: Sequence[str] = ()) -> None:
+    def __init__(self, config: Config, registry: Registry, said: Sequence[str] = (), told: Sequence[str] = ()) -> None:
         self.config = config
+        self._told = told  # what patterns of features became, a line each
         self._said = said  # overrides, of which one may change a rate when a run goes on
         self.registry = registry
         with parts_told(registry):
@@ -46,8 +47,8 @@ class Experiment:
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         """Read a YAML file, with `a.b=value` overrides. Raises ConfigError or PluginError."""
-        config, registry = configuration.load_with_plugins(Path(path), overrides)
-        return cls(config, registry, overrides)
+        config, registry, told = configuration.load_and_tell(Path(path), overrides)
+        return cls(config, registry, overrides, told)
 
     def check(self, report: Report | None = None) -> Prepared:
         """Read the data once, audit it, and print what was found; without a report, nothing: in a notebook what is
@@ -56,9 +57,12 @@ class Experiment:
         Raises DataError with every reason not to train.
         """
         self._check_machine()
+        report = report or Report(quiet=True)
         with parts_told(self.registry):
-            prepared = prepare(self.config, self.registry, report or Report(quiet=True))
-            _settled(self.config, prepared, report or Report(quiet=True))
+            for line in self._told:
+                report.tell(line)
+            prepared = prepare(self.config, self.registry, report)
+            _settled(self.config, prepared, report)
             return prepared
 
     def _check_machine(self) -> None:
@@ -93,6 +97,8 @@ class Experiment:
         fresh = (parts_told(self.registry), torch.random.fork_rng(devices=[]), torch_as_it_was())
         with removed_if_empty(folder), mine, fresh[0], fresh[1], fresh[2]:
             goes_on, asked = self._enter(folder, resume is not None, report)
+            for line in self._told:
+                report.tell(line)
             wanted = tables_of(self.config, self.registry) != "dense" and not torch.cuda.is_available()
             kernels = Thread(target=load_kernels if wanted else None)  # beside reading, which leaves a core idle
             kernels.start()

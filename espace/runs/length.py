@@ -8,7 +8,7 @@ A small set needs many short steps and several epochs, a large one is learnt in 
   algorithms").
 * `trainer.max_epochs`: at most as many as make a million rows, 50 at most; without validation rows, which would tell
   when to stop, as many as make a quarter of that, 10 at most.
-* `optimizer.average`: 0.99 where there are several epochs to stop in, else 0.
+* `optimizer.average`: 0.99.
 * `patience`: as many validations as there are epochs, 4 to 12.
 """
 
@@ -39,8 +39,7 @@ def settled(config: Config, rows: int, monitored: bool) -> Config:
     size = config.data.batch_size or batch_size(rows)
     own = config.data.batch_size is None
     rate = config.optimizer.lr or RATE * (math.sqrt(min(1.0, size / _SMALL)) if own else 1.0)
-    average, several = config.optimizer.average, is_open(config.trainer) and most_epochs(rows, monitored) > 1
-    average = (_AVERAGE if several else 0.0) if average is None else average
+    average = _AVERAGE if config.optimizer.average is None else config.optimizer.average
     data = config.data.model_copy(update={"batch_size": size})
     optimizer = config.optimizer.model_copy(update={"lr": rate, "average": average})
     changed: dict[str, Any] = {"data": data, "optimizer": optimizer}
@@ -96,7 +95,7 @@ def told(asked: Config, found: Config, rows: int) -> str | None:
             parts[-1] += f", until {found.monitor} has not improved for {found.patience} validations"
         elif epochs > 1:
             parts[-1] = f"{epochs} epochs of {steps:,} steps"
-    if asked.optimizer.average is None and found.optimizer.average:
+    if parts and asked.optimizer.average is None and found.optimizer.average:
         parts.append(f"the average of about the last {1 / (1 - found.optimizer.average):.0f} weights is kept")
     if not parts:
         return None

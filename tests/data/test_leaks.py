@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from espace.data.auditing.leaks import _auc, _auc_of_category, _auc_of_number
+from espace.data.auditing.leaks import _auc, auc_of_category, auc_of_number
 
 
 def draw(seed: int, rows: int = 2_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -23,8 +23,8 @@ def test_a_number_has_the_auc_of_scikit_learn_either_way_round(seed):
     known = label >= 0
     expected = roc_auc_score(label[known], -numbers[known])
     assert expected > 0.6
-    assert _auc_of_number(numbers, label) == pytest.approx(expected, abs=1e-12)
-    assert _auc_of_number(-numbers, label) == pytest.approx(expected, abs=1e-12)
+    assert auc_of_number(numbers, label) == pytest.approx(expected, abs=1e-12)
+    assert auc_of_number(-numbers, label) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -37,29 +37,29 @@ def test_a_category_has_the_auc_of_its_mean_label_in_the_other_half(seed):
     scores = [(sums[code].sum() + prior) / (len(sums[code]) + 1) for code in codes[~learns].tolist()]
     expected = roc_auc_score(label[~learns], scores)
     assert expected > 0.6
-    assert _auc_of_category(codes, label) == pytest.approx(expected, abs=1e-12)
+    assert auc_of_category(codes, label) == pytest.approx(expected, abs=1e-12)
 
 
 def test_labels_that_are_unknown_count_for_nothing():
     codes, numbers, label = draw(0)
     known = label >= 0
-    assert _auc_of_number(numbers, label) == _auc_of_number(numbers[known], label[known])
-    assert _auc_of_category(codes, label) == _auc_of_category(codes[known], label[known])
+    assert auc_of_number(numbers, label) == auc_of_number(numbers[known], label[known])
+    assert auc_of_category(codes, label) == auc_of_category(codes[known], label[known])
 
 
 def test_a_category_of_its_own_for_every_row_tells_nothing():
     label = np.random.default_rng(0).integers(0, 2, 50_000).astype(np.int8)
-    assert _auc_of_category(np.arange(50_000, dtype=np.int32), label) == 0.5
+    assert auc_of_category(np.arange(50_000, dtype=np.int32), label) == 0.5
 
 
 def test_few_positives_or_no_row_tell_nothing():
     label = np.zeros(1_000, np.int8)
     label[:19] = 1
-    assert _auc_of_number(label.astype(np.float64), label) == 0.5
-    assert _auc_of_category(label.astype(np.int32), label) == 0.5
-    assert _auc_of_category(np.empty(0, np.int32), np.empty(0, np.int8)) == 0.5
+    assert auc_of_number(label.astype(np.float64), label) == 0.5
+    assert auc_of_category(label.astype(np.int32), label) == 0.5
+    assert auc_of_category(np.empty(0, np.int32), np.empty(0, np.int8)) == 0.5
     label[:20] = 1
-    assert _auc_of_number(label.astype(np.float64), label) == 1
+    assert auc_of_number(label.astype(np.float64), label) == 1
 
 
 def test_rows_counted_together_have_the_auc_of_rows_one_by_one():

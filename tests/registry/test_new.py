@@ -126,7 +126,7 @@ def test_its_code_is_in_the_style_of_this_repository(folder: Path, tmp_path: Pat
 
 def test_an_unknown_kind_says_which_there_are(shop: Shop) -> None:
     said = shop.espace("new", "reader", "made_up")
-    assert (said.code, said.error) == (2, "espace: new: it cannot make a 'reader'. It can make: tower.")
+    assert (said.code, said.error) == (2, "espace: new: it cannot make a 'reader'. It can make: tower, experiment.")
 
 
 def test_every_kind_is_one_that_plugins_bring() -> None:

@@ -49,9 +49,9 @@ class LeakSample:
 
         def judge(feature: Feature) -> tuple[str, float]:
             values = np.concatenate(self._values[feature.name]) if self._labels else np.empty(0)
-            auc: Callable[[NDArray[np.int8]], float] = partial(_auc_of_number, values)
+            auc: Callable[[NDArray[np.int8]], float] = partial(auc_of_number, values)
             if values.dtype == np.int64:
-                auc = partial(_auc_of_category, pa.array(values).dictionary_encode().indices.to_numpy())
+                auc = partial(auc_of_category, pa.array(values).dictionary_encode().indices.to_numpy())
             by_stage = {s: auc(labels[:, i]) for i, s in enumerate(self.chain.stages[1:])}
             return max(by_stage.items(), key=lambda found: found[1])
 
@@ -59,14 +59,14 @@ class LeakSample:
         return {feature.name: found() for feature, found in zip(self.features, judged, strict=True)}
 
 
-def _auc_of_number(values: NDArray[np.number], label: NDArray[np.int8]) -> float:
+def auc_of_number(values: NDArray[np.number], label: NDArray[np.int8]) -> float:
     """AUC of a number, (rows,), either way round."""
     known = label >= 0
     auc = _auc(values[known], label[known] == 1, label[known] == 0)
     return max(auc, 1 - auc)
 
 
-def _auc_of_category(codes: NDArray[np.int32], label: NDArray[np.int8]) -> float:
+def auc_of_category(codes: NDArray[np.int32], label: NDArray[np.int8]) -> float:
     """AUC, either way round, of a category's mean label in one half of the rows, drawn to the overall mean by one row,
     on the other half. `codes`, (rows,), are categories as numbers from 0 on."""
     known = label >= 0
