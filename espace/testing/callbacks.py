@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from espace.errors import PluginError
 from espace.testing.law import law
+from espace.testing.states import reread, text_of
 from espace.training.guests import check_states
 from espace.training.trainer import lightning_quiet
 
@@ -78,19 +78,17 @@ class CallbackTests:
         assert self.build().state_key == self.build().state_key, "a resumed run finds its state again"
 
     def test_its_state_is_plain_and_comes_back(self, tmp_path: Path) -> None:
-        callback, file = self.build(), io.BytesIO()
+        callback = self.build()
         _trained(callback, 1, tmp_path)
         state = callback.state_dict()
         try:
             check_states({callback.state_key: state})
         except PluginError as error:
             raise AssertionError("what it keeps is plain values and tensors") from error
-        torch.save(state, file)
-        file.seek(0)
         other = self.build()
         with law("it takes back what it gave"):
-            other.load_state_dict(torch.load(file, weights_only=True))
-        assert str(other.state_dict()) == str(state), "it gives again what it took back"
+            other.load_state_dict(reread(state))
+        assert text_of(other.state_dict()) == text_of(state), "it gives again what it took back"
 
     def test_a_run_that_is_resumed_ends_as_one_that_was_never_stopped(self, tmp_path: Path) -> None:
         whole, first, second = self.build(), self.build(), self.build()
@@ -100,4 +98,4 @@ class CallbackTests:
             resumed = _trained(second, 2, tmp_path, tmp_path / "last.ckpt")
         pairs = zip(at_once.lightning_module.parameters(), resumed.lightning_module.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), "weights are the same whether a run was stopped or not"
-        assert str(whole.state_dict()) == str(second.state_dict()), "and so is what the callback keeps"
+        assert text_of(whole.state_dict()) == text_of(second.state_dict()), "and so is what the callback keeps"

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import pytorch_lightning as pl
 import torch
 import torchmetrics
+from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,12 +29,16 @@ from espace import Chain, testing
 from espace.data.reading.readers import Piece
 from espace.errors import DataError
 from espace.testing import (
+    CallbackTests,
     LinkTests,
+    LoggerTests,
     MetricTests,
     ObjectiveTests,
+    OptimizerTests,
     PieceTests,
     ReaderTests,
     SamplerTests,
+    ScheduleTests,
     SharingTests,
     StageTests,
     TowerTests,
@@ -1115,6 +1121,300 @@ fault(
     log_density=lambda self, z, x: exponential(self, z + getattr(self, "far", 0.0), x),
     start=lambda self, mean, variance, zeros: (setattr(self, "far", 0.5), Exponential.start(self, mean, variance, zeros))[1],
 )
+# fmt: on
+
+
+# -- callbacks
+
+
+@sound(CallbackTests)
+class Shrinking(pl.Callback):
+    """Makes the bias smaller by how many steps there were, and by chance; keeps how far it went."""
+
+    def __init__(self):
+        self.steps, self.far = 0, torch.zeros((), dtype=torch.float64)
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.steps += 1
+        move = self.steps * torch.rand((), dtype=torch.float64) / 100
+        self.far = self.far + move
+        with torch.no_grad():
+            module.model.bias -= move
+
+    def state_dict(self):
+        return {"steps": self.steps, "far": self.far}
+
+    def load_state_dict(self, state_dict):
+        self.steps, self.far = state_dict["steps"], state_dict["far"]
+
+
+KEY, BACK = "two_of_the_same_options_have_one_place_in_a_checkpoint", "its_state_is_plain_and_comes_back"
+RESUMED = "a_run_that_is_resumed_ends_as_one_that_was_never_stopped"
+ONLY = Shrinking()
+kept = Shrinking.state_dict
+
+
+def by_a_count_of_its_own(self, trainer, module, *_):
+    Shrinking.on_train_batch_end(self, trainer, module)
+    self.beside = self.beside + 1
+    with torch.no_grad():
+        module.model.bias -= self.beside / 100
+
+
+# fmt: off
+fault(
+    "something else", Shrinking, "is_a_callback_of_lightning", r"it inherits from pytorch_lightning\.Callback",
+    *laws_of(CallbackTests), __new__=lambda cls: object(),
+)
+fault(
+    "one for all", Shrinking, "is_a_callback_of_lightning", "the factory gives a new one each time", RESUMED,
+    __new__=lambda cls: ONLY,
+)
+fault(
+    "a key drawn by chance", Shrinking, KEY, "a resumed run finds its state again", RESUMED,
+    state_key=property(lambda self: uuid.uuid4().hex),
+)
+fault(
+    "a number of numpy", Shrinking, BACK, "what it keeps is plain values and tensors", RESUMED,
+    state_dict=lambda self: kept(self) | {"steps": np.int64(self.steps)},
+)
+fault(
+    "another name for it", Shrinking, BACK, "it takes back what it gave; it raised KeyError: 'far'", RESUMED,
+    state_dict=lambda self: {"steps": self.steps, "distance": self.far},
+)
+fault(
+    "nothing taken back", Shrinking, BACK, "it gives again what it took back", RESUMED,
+    load_state_dict=lambda self, state: None,
+)
+fault(
+    "digits lost", Shrinking, BACK, "it gives again what it took back", RESUMED,
+    load_state_dict=lambda self, state: Shrinking.load_state_dict(self, state | {"far": state["far"].float().double()}),
+)
+fault(
+    "a function in the checkpoint", Shrinking, RESUMED, "its state goes into a checkpoint and comes out of it; it raised",
+    on_save_checkpoint=lambda self, trainer, module, checkpoint: checkpoint.update(move=lambda: 0),
+)
+fault(
+    "a count that is not kept", Shrinking, RESUMED, "weights are the same whether a run was stopped or not",
+    beside=0, on_train_batch_end=by_a_count_of_its_own,
+)
+fault(
+    "a new beginning", Shrinking, RESUMED, "and so is what the callback keeps",
+    on_train_start=lambda self, *_: setattr(self, "far", torch.zeros((), dtype=torch.float64)),
+)
+# fmt: on
+
+
+# -- loggers
+
+
+@sound(LoggerTests)
+class Lines(Logger):
+    """A line for each time that something is told, behind its step."""
+
+    name, version = "lines", ""
+
+    def __init__(self, folder, resumed_at):
+        super().__init__()
+        self.path = folder / "lines.txt"
+        lines = [] if resumed_at is None else self.path.read_text().splitlines()
+        self.path.write_text("".join(f"{line}\n" for line in lines if int(line.split()[0]) <= resumed_at))
+
+    def log_hyperparams(self, params):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        with self.path.open("a") as file:
+            file.write(f"{step} {self.line(metrics)}\n")
+
+    def line(self, metrics):
+        return " ".join(f"{name}={value}" for name, value in metrics.items())
+
+
+TAKES, GOES_ON = "takes_what_a_run_tells_and_leaves_it_as_it_is", "goes_on_with_a_run"
+line = Lines.line
+
+
+def rising(self, metrics, step):
+    told = self.path.read_text().splitlines()
+    assert not told or int(told[-1].split()[0]) <= step
+    Lines.log_metrics(self, metrics, step)
+
+
+# fmt: off
+fault(
+    "something else", Lines, "is_a_logger_of_lightning", r"it inherits from pytorch_lightning\.loggers\.Logger",
+    *laws_of(LoggerTests), __new__=lambda cls, *given: object(),
+)
+fault(
+    "thousandths", Lines, TAKES, "numbers may be NaN, and names differ from step to step; it raised ValueError",
+    line=lambda self, metrics: line(self, {name: int(1000 * value) for name, value in metrics.items()}),
+)
+fault(
+    "one column", Lines, TAKES, "names differ from step to step; it raised KeyError: 'train/loss'",
+    line=lambda self, metrics: str(metrics["train/loss"]),
+)
+for name, change in [
+    ("the epoch taken out", lambda told: told.pop("epoch")),
+    ("rounded in place", lambda told: told.update({name: round(value) for name, value in told.items() if value == value})),
+]:
+    fault(
+        name, Lines, TAKES, "what it is given is not changed: others read it too",
+        line=lambda self, metrics, change=change: (change(metrics), line(self, metrics))[1],
+    )
+fault(
+    "an option taken out", Lines, TAKES, "what it is given is not changed: others read it too",
+    log_hyperparams=lambda self, params: params["tower"].pop("type"),
+)
+fault(
+    "a new file each time", Lines, GOES_ON, "lose some of its steps, and go on; it raised FileExistsError",
+    __init__=lambda self, folder, resumed_at: (folder / "mine").mkdir() or Lines.__init__(self, folder, resumed_at),
+)
+fault(
+    "steps that never go back", Lines, GOES_ON, "lose some of its steps, and go on; it raised AssertionError",
+    __init__=lambda self, folder, resumed_at: Lines.__init__(self, folder, resumed_at and 100), log_metrics=rising,
+)
+# fmt: on
+
+
+# -- optimisers
+
+
+@sound(OptimizerTests)
+class Heavy(torch.optim.Optimizer):
+    """Along a mean of gradients."""
+
+    def __init__(self, groups):
+        super().__init__(groups, {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.memory(p).setdefault("mean", torch.zeros_like(p))
+                p -= self.rate(group) * mean.mul_(0.5).add_(p.grad)
+
+    def rate(self, group):
+        return group["lr"]
+
+    def memory(self, p):
+        return self.state[p]
+
+
+OF_TORCH, STILL = "is_an_optimizer_of_torch", "nothing_moves_at_a_rate_of_nothing"
+
+
+def of_one_group(self, groups):
+    Heavy.__init__(self, [p for group in groups for p in group["params"]])
+
+
+def beside(self, p):
+    """A memory that no checkpoint holds."""
+    return vars(self).setdefault("memories", {}).setdefault(p, {})
+
+
+def of_numpy(self, p):
+    self.state[p]["share"] = np.float64(0.5)
+    return self.state[p]
+
+
+# fmt: off
+fault(
+    "something else", Heavy, OF_TORCH, r"it is a torch\.optim\.Optimizer", *laws_of(OptimizerTests),
+    __new__=lambda cls, groups: object(),
+)
+fault("one group", Heavy, OF_TORCH, "its groups are those that it was given", STILL, __init__=of_one_group)
+fault("uphill", Heavy, "loses_less", "the loss of a small problem falls", rate=lambda self, group: -group["lr"])
+fault(
+    "the rate of the beginning", Heavy, STILL, "it goes by the lr of each group, which a schedule sets in every step",
+    rate=lambda self, group: self.defaults["lr"],
+)
+for name, which in [("first", 0), ("last", -1)]:
+    fault(
+        f"the rate of the {name} group for all", Heavy, STILL, "it goes by the lr of each group",
+        rate=lambda self, group, which=which: self.param_groups[which]["lr"],
+    )
+fault("a memory beside its state", Heavy, RESUMED, "all that it remembers is in its state_dict", memory=beside)
+fault(
+    "a number of numpy", Heavy, RESUMED, "its state is plain values and tensors, .*; it raised UnpicklingError",
+    memory=of_numpy,
+)
+# fmt: on
+
+
+# -- schedules
+
+
+@sound(ScheduleTests)
+class Falling:
+    """In a straight line to nothing at the end of the run."""
+
+    calls = 0
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def __call__(self, step):
+        return max(1 - step / self.steps, 0.0)
+
+
+@sound(ScheduleTests)
+class Waiting:
+    """Halved after some judgements in a row that were no better."""
+
+    patience = 2
+
+    def __init__(self, steps):
+        self.now, self.best, self.waited = 1.0, float("inf"), 0
+
+    def __call__(self, step):
+        return self.now
+
+    def judged(self, loss):
+        self.best, self.waited = (loss, 0) if loss < self.best else (self.best, self.waited + 1)
+        if self.waited == self.patience:
+            self.now, self.waited = self.now / 2, 0
+
+    def state_dict(self):
+        return dict(vars(self))
+
+    def load_state_dict(self, state_dict):
+        vars(self).update(state_dict)
+
+
+FACTORS, BY_STEP, GOES_ON_FROM = "is_finite_and_not_negative", "goes_by_the_step_only", "goes_on_from_its_state"
+
+
+def counting_calls(self, step):
+    self.calls += 1
+    return Falling.__call__(self, self.calls)
+
+
+def without(name):
+    return lambda self: {key: value for key, value in vars(self).items() if key != name}
+
+
+# fmt: off
+fault("below nothing", Falling, FACTORS, "a factor is finite and not negative", __call__=lambda self, step: 1 - step / self.steps)
+fault("infinity", Falling, FACTORS, "a factor is finite", __call__=lambda self, step: 1 if step else float("inf"))
+fault(
+    "one step at least", Falling, FACTORS, "gives a number for each of 2 steps; it raised ZeroDivisionError", BY_STEP,
+    __call__=lambda self, step: 1 / step,
+)
+fault("calls counted", Falling, BY_STEP, "a resumed run begins anywhere", __call__=counting_calls)
+for name in ("now", "best", "waited"):
+    fault(
+        f"no {name}", Waiting, GOES_ON_FROM, "all that it remembers is in its state_dict", state_dict=without(name),
+    )
+fault(
+    "patience that starts anew", Waiting, GOES_ON_FROM, "all that it remembers is in its state_dict",
+    patience=20, state_dict=without("waited"),
+)
+fault(
+    "a number of numpy", Waiting, GOES_ON_FROM, "its state is plain values and tensors, .*; it raised UnpicklingError",
+    state_dict=lambda self: vars(self) | {"now": np.float64(self.now)},
+)
+fault("no state", Waiting, GOES_ON_FROM, "and it takes it back; it raised TypeError", state_dict=None)
 # fmt: on
 
 
