@@ -207,3 +207,17 @@ def test_detached_and_divided_a_conversion_is_the_term_of_the_parent_space_times
     cases = {(1, 1): reached * rate, (1, 0): reached * (1 - rate), (0, 0): 1 - reached}
     mine, theirs = (sum(w * gradient(o, *c) for c, w in cases.items()) for o in (one, base))
     assert torch.allclose(mine, theirs * (1 - q) / (1 - reached * q), rtol=1e-10)
+
+
+def test_a_joint_head_has_no_parent_to_detach_and_what_follows_it_takes_it_as_a_constant():
+    chain = Chain.parse(["impression -> click -> cart -> buy"])
+    z = {t.name: torch.randn(50, 1, dtype=torch.float64, requires_grad=True) for t in chain.transitions}
+    p, labels = Probabilities(chain, z, joint=["cart"]), random_labels(chain, 50)
+    plain = EntireSpace(chain)(p, labels)
+    found = EntireSpace(chain, detach_parents=True, divide_by="parents")(p, labels)
+    for stage in chain.labelled:
+        assert torch.equal(plain[stage][0], found[stage][0])
+        grads = torch.autograd.grad(found[stage][0].sum(), list(z.values()), allow_unused=True, retain_graph=True)
+        learnt = {n for n, g in zip(z, grads, strict=True) if g is not None and g.any()}
+        assert learnt == {t.name for t in chain.arrivals(stage)}
+    assert torch.allclose(found["buy"][1], plain["buy"][1] * p.prob("cart"), rtol=1e-12)
