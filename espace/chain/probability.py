@@ -150,6 +150,20 @@ class Probabilities:
                 log_w[t.parent] = _log_sum(weighted) + log_w.get(t.parent, 0.0)
         return found
 
+    def alone(self, stage: str) -> Probabilities:
+        """The same numbers, of which only P(stage given its parents) learns: all other transitions are constants.
+
+        Raises ChainError for an unknown stage.
+        """
+        self.chain.check(stage)
+        into, found = self.chain.arrivals(stage), copy.copy(self)
+        found._reach, found._none = {}, {}
+        found._steps = {
+            t: steps if t in into else {c: log_p.detach() for c, log_p in steps.items()}
+            for t, steps in self._steps.items()
+        }
+        return found
+
     def log_nothing(self, transition: Transition) -> Tensor:
         """log P(none of the named outcomes given the parent), the last class of a transition: (batch,)."""
         if self._is_joint(transition):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import pickle
 from typing import Any
@@ -24,6 +25,7 @@ CHANGES: dict[str, Any] = {
     "users": 4_999,
     "items": 1_999,
     "rho": 0.4,
+    "transfer": 0.5,
     "kappa": 1.0,
     "value_mean": 3.0,
     "value_spread": 0.1,
@@ -540,3 +542,63 @@ def test_a_chain_is_the_same_world_however_it_is_written() -> None:
 def test_a_chain_or_a_rate_that_makes_no_world_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Simulator(10, "train", **options)
+
+
+# --- traits of one stage in the next
+
+LONG: dict[str, Any] = {"chain": "impression -> click -> cart -> buy", "click_rate": 0.3, "conversion_rate": 0.3}
+
+
+def test_without_transfer_the_rows_are_what_they_were_before_there_was_one() -> None:
+    reader = Simulator(2000, "test", users=40, items=30)
+    table, found = read(reader), hashlib.sha256()
+    for name in table.column_names:
+        found.update(repr((name, table[name].to_pylist())).encode())
+    assert found.hexdigest()[:16] == "acd31375e2c307b2"
+
+
+@pytest.mark.parametrize("transfer", [0.0, 0.5, 1.0])
+def test_the_stages_before_give_a_share_of_the_traits_and_rates_stay_as_asked_for(transfer: float) -> None:
+    options = {**LONG, "transfer": transfer, "group_share": 0.0}
+    found, rows = world.World(world.Knobs(**options)), simulate(**options)
+    for n in (1, 2):
+        before, own = found.users.vectors[n - 1].ravel(), found.users.vectors[n].ravel()
+        assert np.corrcoef(before, own)[0, 1] == pytest.approx(np.sqrt(transfer), abs=0.05)
+        items = found.items.vectors
+        assert np.linalg.norm(items[n]) == pytest.approx(np.linalg.norm(items[n - 1]), rel=0.05)
+    for stage, parent in (("click", None), ("cart", "click"), ("buy", "cart")):
+        reached = rows[f"true_{parent}"] if parent else np.ones(ROWS)
+        assert (rows[f"true_{stage}"]).sum() / reached.sum() == pytest.approx(0.3, rel=0.02)
+
+
+def test_with_all_traits_transferred_users_are_the_same_at_every_stage_and_items_are_turned() -> None:
+    found = world.World(world.Knobs(**LONG, transfer=1.0))
+    users, items = found.users.vectors, found.items.vectors
+    assert np.array_equal(users[0], users[1])
+    assert np.array_equal(users[1], users[2])
+    for n in (1, 2):
+        assert np.allclose(items[n] @ items[n].T, items[n - 1] @ items[n - 1].T)
+        turn = np.linalg.lstsq(items[n - 1], items[n], rcond=None)[0]
+        assert np.allclose(turn @ turn.T, np.eye(4))
+        assert np.trace(turn) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("transfer", [0.0, 0.5, 1.0])
+def test_a_wish_is_new_although_the_traits_are_known(transfer: float) -> None:
+    rows = simulate(rho=0.0, transfer=transfer, group_share=0.0)
+    click, convert = (np.log(p / (1 - p)) for p in (rows["true_click"], rows["true_conversion_given_click"]))
+    assert np.corrcoef(click, convert)[0, 1] == pytest.approx(0.0, abs=0.02)
+    found = world.World(world.Knobs(transfer=transfer, group_share=0.0))
+    first, second = (np.einsum("uk,ik->ui", found.users.vectors[n], found.items.vectors[n]).ravel() for n in (0, 1))
+    assert np.corrcoef(first, second)[0, 1] == pytest.approx(0.0, abs=0.05)
+
+
+@every_funnel
+def test_transfer_goes_by_the_chain(options: dict[str, Any]) -> None:
+    rows = simulate(20_000, **options, transfer=1.0)
+    found = world.World(world.Knobs(**options, transfer=1.0))
+    places = {outcome: n for n, (_, outcome) in reversed(list(enumerate(found.outcomes)))}
+    for n, (transition, _) in enumerate(found.outcomes):
+        if transition.parent in places:
+            assert np.array_equal(found.users.vectors[n], found.users.vectors[places[transition.parent]])
+    assert all(np.isfinite(column).all() for column in rows.values())

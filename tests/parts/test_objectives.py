@@ -10,6 +10,7 @@ from espace.data.batch import Batch
 from espace.parts.objectives.entire_space import EntireSpace
 from espace.parts.objectives.parent_space import ParentSpace
 from espace.testing import random_labels
+from espace.testing.chains import CHAINS
 from espace.training.judging import Terms
 
 ESMM = Chain.parse(["impression -> click -> conversion"])
@@ -130,3 +131,93 @@ def test_the_conversion_tower_learns_from_every_impression_in_the_entire_space_o
         value = sum(v.sum() for v, _ in objective(Probabilities(ESMM, z), labels).values())
         (gradient,) = torch.autograd.grad(value, z["click_to_conversion"])
         assert float(gradient) == pytest.approx(float(expected), abs=1e-12)
+
+
+# --- parents that do not learn from their children
+
+
+def learning(chain, rows=50):
+    """Probabilities of a chain without values, and their logits, which want a gradient."""
+    torch.manual_seed(3)
+    z = {t.name: torch.randn(rows, len(t.outcomes), dtype=torch.float64, requires_grad=True) for t in chain.transitions}
+    return Probabilities(chain, z), z
+
+
+PLAIN = [chain for chain in map(Chain.parse, CHAINS) if not chain.values]
+
+
+def test_with_detached_parents_losses_are_the_same_and_only_what_leads_to_a_stage_learns_from_its_label():
+    for chain in PLAIN:
+        p, z = learning(chain)
+        labels = random_labels(chain, 50)
+        plain, detached = EntireSpace(chain)(p, labels), EntireSpace(chain, detach_parents=True)(p, labels)
+        for stage in chain.labelled:
+            assert torch.equal(plain[stage][0], detached[stage][0])
+            found = torch.autograd.grad(
+                detached[stage][0].sum(), list(z.values()), allow_unused=True, retain_graph=True
+            )
+            learnt = {n for n, g in zip(z, found, strict=True) if g is not None and g.any()}
+            assert learnt == {t.name for t in chain.arrivals(stage)}
+
+
+@pytest.mark.parametrize("options", [{}, {"detach_parents": True}, {"detach_parents": True, "divide_by": "parents"}])
+def test_at_the_truth_the_expected_gradient_is_zero_whatever_the_options(options):
+    for chain in PLAIN:
+        p, z = learning(chain, rows=1)
+        total = torch.zeros((), dtype=torch.float64)
+        for stage in chain.labelled:
+            truth = p.prob(stage).detach()
+            for happened, weight in ((1, truth), (0, 1 - truth)):
+                values = torch.full((1, len(chain.stages) - 1), -1, dtype=torch.int8)
+                values[:, chain.stages.index(stage) - 1] = happened
+                loss, rows = EntireSpace(chain, **options)(p, Labels(chain, values))[stage]
+                total = total + (weight * loss / rows).sum()
+        for found in torch.autograd.grad(total, list(z.values())):
+            assert float(found.abs().max()) < 1e-12
+
+
+def test_the_divisor_is_the_expected_number_of_rows_with_a_parent():
+    for chain in PLAIN:
+        p, _ = learning(chain)
+        labels = random_labels(chain, 50)
+        plain, divided = EntireSpace(chain)(p, labels), EntireSpace(chain, divide_by="parents")(p, labels)
+        for stage in chain.labelled:
+            reached = sum(p.prob(parent) for parent in chain.parents(stage))
+            assert torch.equal(plain[stage][0], divided[stage][0])
+            assert torch.allclose(divided[stage][1], plain[stage][1] * reached, rtol=1e-12)
+
+
+def test_detached_and_divided_a_conversion_is_the_term_of_the_parent_space_times_the_share_that_can_be_told():
+    """With p = P(u) and q = P(v | u): of rows with v the gradient is that of -log q, of those with u alone it is
+    p (1 - q) / (1 - p q) times that of -log(1 - q), and over the labels at x it is (1 - q) / (1 - p q) times that of
+    the parent space, whatever the true rate is."""
+    p, z = learning(ESMM)
+    reached, q = p.prob("click").detach(), p.prob("conversion", given="click").detach()
+
+    def gradient(objective, click, conversion):
+        labels = Labels(ESMM, torch.tensor([[click, conversion]] * 50, dtype=torch.int8))
+        loss = list(objective(p, labels).values())[1][0].sum()
+        return torch.autograd.grad(loss, z["click_to_conversion"], retain_graph=True)[0][:, 0]
+
+    one, base = EntireSpace(ESMM, detach_parents=True, divide_by="parents"), ParentSpace(ESMM)
+    assert torch.allclose(gradient(one, 1, 1), gradient(base, 1, 1), rtol=1e-12)
+    told = reached * (1 - q) / (1 - reached * q)
+    assert torch.allclose(gradient(one, 1, 0), told * gradient(base, 1, 0), rtol=1e-12)
+    rate = 0.3  # the true P(v | u), with P(u) as predicted
+    cases = {(1, 1): reached * rate, (1, 0): reached * (1 - rate), (0, 0): 1 - reached}
+    mine, theirs = (sum(w * gradient(o, *c) for c, w in cases.items()) for o in (one, base))
+    assert torch.allclose(mine, theirs * (1 - q) / (1 - reached * q), rtol=1e-10)
+
+
+def test_a_joint_head_has_no_parent_to_detach_and_what_follows_it_takes_it_as_a_constant():
+    chain = Chain.parse(["impression -> click -> cart -> buy"])
+    z = {t.name: torch.randn(50, 1, dtype=torch.float64, requires_grad=True) for t in chain.transitions}
+    p, labels = Probabilities(chain, z, joint=["cart"]), random_labels(chain, 50)
+    plain = EntireSpace(chain)(p, labels)
+    found = EntireSpace(chain, detach_parents=True, divide_by="parents")(p, labels)
+    for stage in chain.labelled:
+        assert torch.equal(plain[stage][0], found[stage][0])
+        grads = torch.autograd.grad(found[stage][0].sum(), list(z.values()), allow_unused=True, retain_graph=True)
+        learnt = {n for n, g in zip(z, grads, strict=True) if g is not None and g.any()}
+        assert learnt == {t.name for t in chain.arrivals(stage)}
+    assert torch.allclose(found["buy"][1], plain["buy"][1] * p.prob("cart"), rtol=1e-12)

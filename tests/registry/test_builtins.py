@@ -209,6 +209,16 @@ class TestEntireSpace(ObjectiveTests):
     objective = EntireSpace
 
 
+class TestEntireSpaceOfDetachedParents(ObjectiveTests):
+    objective = EntireSpace
+    options = {"detach_parents": True}
+
+
+class TestEntireSpacePerParent(ObjectiveTests):
+    objective = EntireSpace
+    options = {"detach_parents": True, "divide_by": "parents"}
+
+
 class TestOrdered(ObjectiveTests):
     objective = Ordered
     options = {"penalty": 2.0}

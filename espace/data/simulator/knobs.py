@@ -33,6 +33,7 @@ class Knobs:
     rho: Annotated[float, Ge(-1), Le(1)] = 0.5  # correlation of the wish for the first stage and that for any other
     kappa: Spread = 1.2  # deviation of the logits of what follows the root: how far those rows differ from all rows
     tau: Spread = 1.2  # deviation of all other logits
+    transfer: Annotated[float, Ge(0), Le(1)] = 0.0  # of a trait vector's variance, from the stage before
     gamma: Annotated[float, Ge(0), Le(3)] = 0.0  # a hidden common cause of all stages
     delta: Annotated[float, Ge(-3), Le(3)] = 0.0  # a rule of the other stages that holds only for items seldom clicked
     click_rate: Rate = 0.1  # of what follows the root, over logged impressions

@@ -2,6 +2,7 @@
 
     s_0 = A_u . B_i / sqrt(latent) + a_u + b_i + context          the wish for the first stage
     s_n = the same with traits of its own                         what the n-th outcome of the chain has besides
+        (with `transfer`, part of A is that of the stage before, and of B a turn of what it was there)
     w_0 = z_0,   w_n = rho z_0 + sqrt(1 - rho^2) z_n + delta 1[b_i < 0] A_u1 B'_i1
 
 and at every transition, with h ~ N(0, 1) hidden, for which there is no column,
@@ -46,7 +47,7 @@ from espace.data.simulator.arithmetic import (
     standardised,
 )
 from espace.data.simulator.knobs import Knobs
-from espace.data.simulator.traits import Traits
+from espace.data.simulator.traits import Traits, sources_of
 
 Step = tuple[str, str]  # a stage and its parent
 
@@ -63,8 +64,9 @@ class World:
     def __init__(self, knobs: Knobs) -> None:
         self.knobs, self.chain = knobs, Chain.parse(knobs.chain)
         self.outcomes = [(t, outcome) for t in self.chain.heads for outcome in t.outcomes]
-        self.users = Traits.drawn(knobs, len(self.outcomes), "user", knobs.users, knobs.user_skew, USER_BIAS)
-        self.items = Traits.drawn(knobs, len(self.outcomes), "item", knobs.items, knobs.item_skew, ITEM_BIAS)
+        sources = sources_of(self.chain)
+        self.users = Traits.drawn(knobs, sources, "user", knobs.users, knobs.user_skew, USER_BIAS)
+        self.items = Traits.drawn(knobs, sources, "item", knobs.items, knobs.item_skew, ITEM_BIAS)
         of_context = standardised(self.random("context").standard_normal((CONTEXTS, len(self.outcomes))))
         self.contexts = CONTEXT_BIAS * of_context.T  # (scores, contexts)
         self.scales: list[
