@@ -161,7 +161,7 @@ class Optimizer(Section):
     lr: Positive | None = None  # by the size of a batch
     tables: Literal["exact", "lazy", "dense"] | None = None
     tables_lr: Positive | None = None
-    average: Annotated[float, Ge(0), Lt(1)] | None = None  # by the length of training
+    average: Annotated[float, Ge(0), Lt(1)] | None = None  # 0.99
     schedule: Component = Component(type="constant")
     options: dict[str, Any] = {}
 
