@@ -194,6 +194,7 @@ def _number(name: str, value: float) -> str:
 
 
 _OFF = 0.1  # predicted over observed, from 1
+_FAR = 0.5  # the same, for potential outcomes: of rows whose parent did not happen training has seen nothing
 _MOST = 0.5  # of the loss, the share of one value
 _DIVERGED = 3.0  # a log-loss that no weights reach by learning
 
@@ -201,7 +202,7 @@ _DIVERGED = 3.0  # a log-loss that no weights reach by learning
 def suspicious(config: Config, metrics: Mapping[str, float]) -> list[str]:
     """Towers that look dead: at chance, constant, or off by more than chance explains; and a value that rules the loss."""
     found = []
-    for space in spaces_of(config):
+    for space, judged in spaces_of(config).items():
         auc, ratio = (metrics.get(f"{space}/{v}", math.nan) for v in ("auc", "predicted_over_observed"))
         rows, positives = (metrics.get(f"{space}/{v}", math.nan) for v in ("rows", "positives"))
         noise = math.sqrt((rows + 1) / (12 * positives * (rows - positives))) if 0 < positives < rows else math.nan
@@ -220,7 +221,7 @@ def suspicious(config: Config, metrics: Mapping[str, float]) -> list[str]:
                 " the features."
             )
         error = math.sqrt((1 - positives / rows) / positives) if 0 < positives <= rows else math.nan
-        if abs(ratio - 1) > max(_OFF, 3 * error):
+        if abs(ratio - 1) > max(_FAR if judged.potential else _OFF, 3 * error):
             found.append(
                 f"'{space}' predicts {ratio:.2f} times what was observed; chance is within {1 - 2 * error:.2f} and"
                 f" {1 + 2 * error:.2f}. Were the rows sampled, is the time another, or was training too short?"
