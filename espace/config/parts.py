@@ -73,8 +73,10 @@ def _of_value(stage: object) -> object:
 
 
 def _preset(tree: Mapping[str, Any], preset: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The tree, and what a preset says where the tree says nothing: another tower keeps its own options, and a length of
-    training in steps or time has no epochs."""
+    """The tree, and what a preset says where the tree says nothing.
+
+    Another tower keeps its own options, and a length of training in steps or time has no epochs.
+    """
     found = dict(tree)
     for key, section in preset.items():
         written = tree.get(key, {})

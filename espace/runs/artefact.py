@@ -35,8 +35,8 @@ _PLACE = {
 
 @dataclass(frozen=True)
 class Artefact:
-    """Of a checkpoint: the configuration as plain values, what was learnt of the data, all weights by name, and the
-    state of the optimiser."""
+    """Of a checkpoint: the configuration as plain values, what was learnt of the data, all weights by name, averages
+    where there are any, and the state of the optimiser."""
 
     config: dict[str, Any]
     tables: dict[str, Vocabulary | int]
@@ -62,7 +62,7 @@ def opened(content: Mapping[str, Any], file: Path) -> Artefact:
         state = told["encoder"]
         _check_numbers(state["numbers"])
         tables, numbers = learnt_from_state({"numbers": state["numbers"], "tables": _arrays(state["tables"])})
-        weights = dict(content["state_dict"])
+        weights = {**content["state_dict"], **(content.get("espace_average") or {})}
         _check_weights(weights)
         states: list[dict[str, Any]] = content.get("optimizer_states", [])
         kinds = kinds_from_state(state)

@@ -56,7 +56,8 @@ def as_begun(config: Config, begun: Config) -> Config:
     changed: dict[str, Any] = {}
     if config.data.batch_size is None:
         changed["data"] = config.data.model_copy(update={"batch_size": begun.data.batch_size})
-    left = {k: getattr(begun.optimizer, k) for k in ("lr", "average") if getattr(config.optimizer, k) is None}
+    before = {"lr": begun.optimizer.lr or RATE, "average": begun.optimizer.average or 0.0}
+    left = {name: value for name, value in before.items() if getattr(config.optimizer, name) is None}
     changed["optimizer"] = config.optimizer.model_copy(update=left)
     if is_open(config.trainer) and "max_epochs" in begun.trainer:
         changed["trainer"] = {**config.trainer, "max_epochs": begun.trainer["max_epochs"]}

@@ -34,6 +34,7 @@ class Average:
         state = {f"{n}.{k}": t for n, m in modules.items() for k, t in m.state_dict(keep_vars=True).items()}
         self._now = {n: t.detach() for n, t in state.items() if t.is_floating_point() and id(t) not in tables}
         self._mean = {n: t.clone() for n, t in self._now.items()}
+        self._stands = False  # the averages, where the weights are
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -53,14 +54,15 @@ class Average:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        self._stands = not self._stands
         for name, mean in self._mean.items():
             now, kept = self._now[name], self._now[name].clone()
             now.copy_(mean)
             mean.copy_(kept)
 
     def state(self) -> dict[str, Tensor]:
-        """The averages, by name."""
-        return dict(self._mean)
+        """The averages, by name; none while they stand where the weights are."""
+        return {} if self._stands else dict(self._mean)
 
     def load(self, state: Any) -> None:
         """Take them back. Raises ValueError where they are not those of these weights."""

@@ -213,9 +213,9 @@ class Training(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log every probability's metrics in its own space."""
-        self._shown.close()
         found = {f"val/{name}": value for name, value in self.judge.compute().items()}
         self.judge.reset()
+        self._shown.close()
         self._rates.judged(found["val/loss"])
         self._tell(found, self.global_step)
 
@@ -237,7 +237,7 @@ class Training(pl.LightningModule):
         window = None if self._window is None else {"sums": self._window.sums, "rows": self._window.rows}
         checkpoint["espace_metrics"] = {"window": window, "size": self._metrics.size()}
         checkpoint["espace_schedule"] = self._rates.state()
-        checkpoint["espace_average"] = None if self._average is None else self._average.state()
+        checkpoint["espace_average"] = self._average.state() if self._average else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the metrics as they stood: what the run wrote after the checkpoint is dropped."""

@@ -90,7 +90,8 @@ def test_it_can_be_overridden_and_is_written_out(kinds):
     made = experiment(kinds, {"conversion": {"kind": "capped"}}, "stages.conversion.kind.start_at=0.8")
     assert made.config.to_dict()["stages"]["conversion"]["kind"] == {"type": "capped", "start_at": 0.8}
     run = made.fit(kinds.folder / "run")
-    assert load(run.folder / "config.yaml", (), made.registry) == made.config
+    assert load(run.folder / "config.yaml", (), made.registry) == run.config
+    assert run.config.stages == made.config.stages
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,11 @@ def plain(shown):
 
 def tables(lines):
     """The lines that are no notes: these are wrapped by the terminal, so that paths in them can be copied."""
-    return [line for line in lines if not line.startswith(("Note:", "step ", "Run folder", "shop:", "Predict with"))]
+    return [
+        line
+        for line in lines
+        if not line.startswith(("Note:", "Chosen for", "step ", "Run folder", "shop:", "Predict with"))
+    ]
 
 
 @pytest.fixture

@@ -71,3 +71,17 @@ def test_what_is_judged_in_training_is_what_is_kept(shop: Shop) -> None:
     last = torch.load(shop.folder / "a/checkpoints/last.ckpt", weights_only=True)
     key = next(k for k in last["state_dict"] if k.startswith("model.towers") and k.endswith("weight"))
     assert not torch.equal(last["state_dict"][key], last["espace_average"][key])
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_what_predicts_are_the_averages(shop: Shop, name: str) -> None:
+    """Of a run whose last weights are its best, both checkpoints give the averages, whatever stands in them beside."""
+    data = {k: v for k, v in CONFIG["data"].items() if k != "validation"} | {"batch_size": 50}
+    espace.Experiment.from_yaml(shop.yaml(optimizer={"lr": 0.05, "average": 0.9}, data=data, checkpoint_every=12)).fit(
+        "a"
+    )
+    content = torch.load(shop.folder / "a/checkpoints/last.ckpt", weights_only=True)
+    state = espace.load("a", checkpoint=name).model.state_dict()
+    for key, mean in content["espace_average"].items():
+        if key.startswith("model."):
+            assert torch.equal(state[key.removeprefix("model.")], mean), key
