@@ -200,7 +200,7 @@ _DIVERGED = 3.0  # a log-loss that no weights reach by learning
 
 
 def suspicious(config: Config, metrics: Mapping[str, float]) -> list[str]:
-    """Towers that look dead, at chance, constant or off by more than chance explains, and a value that rules the loss."""
+    """Towers that look dead, at chance, constant or off by more than chance explains; a value that rules the loss."""
     found = []
     for space, judged in spaces_of(config).items():
         auc, ratio = (metrics.get(f"{space}/{v}", math.nan) for v in ("auc", "predicted_over_observed"))
