@@ -1,5 +1,5 @@
-"""The average of the last weights, which is judged and kept instead of them: Polyak and Juditsky (SIAM J. Control Optim.
-1992, section 2) with exponential weights, as in Adam (Kingma and Ba, ICLR 2015, section 7.2).
+"""The average of the last weights, which is judged and kept instead of them: Polyak and Juditsky (SIAM J. Control
+Optim. 1992, section 2) with exponential weights, as in Adam (Kingma and Ba, ICLR 2015, section 7.2).
 
 Tables are left as they are: a row changes in few steps, and a pass over a whole table in every step would cost more
 than the step.
