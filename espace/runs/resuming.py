@@ -58,7 +58,7 @@ def check_same(config: Config, registry: Registry, run: Path, said: Sequence[str
     except ConfigError as error:
         raise RunError(f"{run}: it was begun with what is not there now: {error} Start a new run.") from error
     config = as_begun(config, begun)
-    then, now = begun.to_dict(), config.to_dict()
+    then, now = as_begun(begun, begun).to_dict(), config.to_dict()
     notes = _take_rates(then["optimizer"], now["optimizer"], {text.partition("=")[0].strip() for text in said})
     changed = [key for key in then if key not in (*_MAY_CHANGE, "data") and now[key] != then[key]]
     for section, keys in (("data", {**then["data"], **now["data"]}), ("trainer", dict.fromkeys(_PLACE))):
